@@ -1,0 +1,1 @@
+"""What operators and applications do with whole streams."""

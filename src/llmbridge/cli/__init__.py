@@ -1,0 +1,1 @@
+"""The command line. Each file is one command; `app` lists them."""

@@ -1,0 +1,150 @@
+"""Keeps the tails of this process fresh: by wake-ups, by reading where those do not suffice, and by a safety poll."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from llmbridge.errors import HistoryGone, RedisUnavailable
+from llmbridge.hub.tail import Tail
+from llmbridge.log.reading import LogReader
+from llmbridge.log.wakeups import WakeUp, WakeUps
+from llmbridge.model.wire import Wire
+
+LONGEST_POLL_SECONDS = 5.0
+"""How late a token can be when its wake-up was lost and the stream had been idle."""
+
+logger = logging.getLogger(__name__)
+
+
+class Fanout:
+    """Owns the tails. `run` must be running."""
+
+    def __init__(
+        self, reader: LogReader, wake_ups: WakeUps, wire: Wire, poll_delay_ms: int, attach_timeout_ms: int
+    ) -> None:
+        self._reader = reader
+        self._wake_ups = wake_ups
+        self._wire = wire
+        self._shortest_poll_seconds = poll_delay_ms / 1000
+        self._attach_timeout_seconds = attach_timeout_ms / 1000
+        self._tails: dict[str, Tail] = {}
+        self._stale: dict[Tail, None] = {}
+        self._stale_filled = asyncio.Event()
+
+    @asynccontextmanager
+    async def follow(self, log: str) -> AsyncIterator[Tail]:
+        """Share a stream's tail, fresh from here on: what is appended after this is entered will show up in it.
+
+        Raises RedisUnavailable when Redis does not answer within the attach timeout.
+        """
+        tail = self._tails.get(log)
+        if tail is None:
+            tail = self._tails[log] = Tail(log, self._wire)
+            self._subscribe(tail)
+        tail.readers += 1
+        try:
+            try:
+                async with asyncio.timeout(self._attach_timeout_seconds):
+                    await tail.ready.wait()
+            except TimeoutError:
+                raise RedisUnavailable("it does not answer") from None
+            yield tail
+        finally:
+            tail.readers -= 1
+            if tail.readers == 0:
+                self._forget(tail)
+
+    @property
+    def tails(self) -> int:
+        """How many streams are followed here."""
+        return len(self._tails)
+
+    def look(self, tail: Tail) -> None:
+        """Have a tail read from the log as soon as possible."""
+        if not tail.closed:
+            self._stale[tail] = None
+            self._stale_filled.set()
+
+    async def run(self) -> None:
+        """Refresh and poll until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._refresh_stale(), name="hub, refresh")
+            tasks.create_task(self._poll(), name="hub, poll")
+
+    def _subscribe(self, tail: Tail) -> None:
+        def listener(message: bytes | None) -> None:
+            wake_up = WakeUp.parse(message) if message else None
+            if wake_up is not None and tail.accept(wake_up):
+                self._poll_soon(tail)
+            else:
+                self.look(tail)
+
+        tail.subscription = self._wake_ups.subscribe(tail.log, listener)
+
+    def _forget(self, tail: Tail) -> None:
+        if self._tails.get(tail.log) is tail:
+            del self._tails[tail.log]
+        self._stale.pop(tail, None)
+        if tail.subscription is not None:
+            self._wake_ups.unsubscribe(tail.subscription)
+
+    async def _refresh_stale(self) -> None:
+        while True:
+            await self._stale_filled.wait()
+            self._stale_filled.clear()
+            stale, self._stale = self._stale, {}
+            async with asyncio.TaskGroup() as tasks:
+                for tail in stale:
+                    tasks.create_task(self._refresh(tail), name=f"hub, refresh {tail.log}")
+
+    async def _refresh(self, tail: Tail) -> None:
+        before = tail.cursor
+        try:
+            if before is None:
+                await self._begin(tail)
+            else:
+                page = await self._reader.after(tail.log, before, None)
+                # Wake-ups may have moved the tail on meanwhile; then the page proves all that this look was for.
+                if page.run is not None and tail.cursor == before:
+                    if page.run.last == page.tip.cursor.sequence:
+                        tail.extend(page.run)
+                    else:
+                        tail.jump(page.tip)
+            if tail.cursor != before:
+                self._poll_soon(tail)
+        except HistoryGone:
+            self._forget(tail)
+            tail.close()
+        except RedisUnavailable as error:
+            # The reader's attach timeout and the safety poll bound how long this can last.
+            logger.debug("%s can't be read now: %s", tail.log, error)
+        except Exception:
+            # Whatever it is, it concerns this stream alone: its readers meet it themselves when they read the log.
+            logger.exception("%s can't be followed", tail.log)
+            self._forget(tail)
+            tail.close()
+
+    async def _begin(self, tail: Tail) -> None:
+        tip = await self._reader.tip(tail.log)
+        if tip is not None and tail.cursor is None:
+            tail.jump(tip)
+        if tail.subscription is not None and tail.subscription.confirmed.is_set():
+            tail.ready.set()
+
+    def _poll_soon(self, tail: Tail) -> None:
+        tail.poll_delay_seconds = self._shortest_poll_seconds
+        tail.poll_at = asyncio.get_running_loop().time() + self._shortest_poll_seconds
+
+    async def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._shortest_poll_seconds)
+            now = loop.time()
+            for tail in self._tails.values():
+                if tail.poll_at <= now:
+                    self.look(tail)
+                    tail.poll_delay_seconds = min(
+                        max(2 * tail.poll_delay_seconds, self._shortest_poll_seconds), LONGEST_POLL_SECONDS
+                    )
+                    tail.poll_at = now + tail.poll_delay_seconds

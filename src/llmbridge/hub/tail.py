@@ -1,0 +1,145 @@
+"""One stream's recent records in this process, shared by all its live readers.
+
+A cache: it may be dropped at any moment without losing a token, since readers fall back to the log. It does no I/O.
+
+A reader of a tail is *caught up* (waits for the next records), *live* (its next records are in the window) or *catching
+up* (they are only in the log).
+"""
+
+import asyncio
+from collections import deque
+
+from llmbridge.log.reading import Tip
+from llmbridge.log.wakeups import Subscription, WakeUp
+from llmbridge.model.cursor import Cursor
+from llmbridge.model.records import Run
+from llmbridge.model.wire import Wire
+
+WINDOW_ENTRIES = 256
+WINDOW_BYTES = 262_144
+"""A reader that falls further behind reads the log, in larger batches, at its own pace."""
+
+MESSAGE_BYTES = 65_536
+"""A live reader that is some entries behind gets them joined, up to this size."""
+
+
+class Chunk:
+    """A run in the window, and its message, encoded when the first reader asks for it."""
+
+    __slots__ = ("message", "run", "size")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.size = sum(map(len, run.fragments))
+        self.message: bytes | None = None
+
+
+class Tail:
+    """What this process knows of the end of one stream. `cursor` is None while the stream is absent."""
+
+    def __init__(self, log: str, wire: Wire) -> None:
+        self.log = log
+        self.cursor: Cursor | None = None
+        self.sealed = False
+        self.readers = 0
+        self.ready = asyncio.Event()
+        self.closed = False
+        self.subscription: Subscription | None = None
+        self.poll_delay_seconds = 0.0
+        self.poll_at = 0.0
+        self._wire = wire
+        self._window: deque[Chunk] = deque()
+        self._by_first: dict[int, Chunk] = {}
+        self._window_bytes = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def accept(self, wake_up: WakeUp) -> bool:
+        """Take a wake-up's records if they continue exactly where the tail stands; False means: read the log."""
+        run, cursor = wake_up.run, self.cursor
+        if run is None:
+            return False
+        if cursor is None:
+            if not self.ready.is_set() or wake_up.previous_checksum is not None:
+                return False
+        elif (
+            run.incarnation != cursor.incarnation
+            or run.first != cursor.sequence + 1
+            or wake_up.previous_checksum != cursor.checksum
+        ):
+            return False
+        self.extend(run)
+        return True
+
+    def extend(self, run: Run) -> None:
+        """Add the records that come after the cursor, and tell the readers."""
+        self.cursor = Cursor(run.incarnation, run.last, run.checksum)
+        self.sealed = run.sealed
+        if run.last >= run.first:
+            chunk = Chunk(run)
+            self._window.append(chunk)
+            self._by_first[run.first] = chunk
+            self._window_bytes += chunk.size
+            while len(self._window) > WINDOW_ENTRIES or (self._window_bytes > WINDOW_BYTES and len(self._window) > 1):
+                oldest = self._window.popleft()
+                del self._by_first[oldest.run.first]
+                self._window_bytes -= oldest.size
+        self.tell_readers()
+
+    def jump(self, tip: Tip) -> None:
+        """Stand at the log's end without the records before it; readers get those from the log."""
+        self._window.clear()
+        self._by_first.clear()
+        self._window_bytes = 0
+        self.cursor = tip.cursor
+        self.sealed = tip.sealed
+        self.tell_readers()
+
+    def close(self) -> None:
+        """Be of no more use: the stream is not what it was. Readers find out from the log what that means for them."""
+        self.closed = True
+        self.ready.set()
+        self.tell_readers()
+
+    def message_after(self, cursor: Cursor) -> tuple[bytes, Cursor, bool] | None:
+        """Give a live reader its next message, its new cursor, and whether that is the end; None if it is not live."""
+        chunk = self._by_first.get(cursor.sequence + 1)
+        if chunk is None or chunk.run.incarnation != cursor.incarnation:
+            return None
+        run = chunk.run
+        if run.last + 1 in self._by_first:
+            run = self._join(chunk)
+        elif chunk.message is not None:
+            return chunk.message, Cursor(run.incarnation, run.last, run.checksum), run.sealed
+        after = Cursor(run.incarnation, run.last, run.checksum)
+        message = self._wire.message(run.fragments, run.first, str(after), run.appended_ms)
+        if run is chunk.run:
+            chunk.message = message
+        return message, after, run.sealed
+
+    def _join(self, chunk: Chunk) -> Run:
+        size, runs, following = 0, [], chunk
+        while True:
+            runs.append(following.run)
+            size += following.size
+            next_chunk = self._by_first.get(following.run.last + 1)
+            if next_chunk is None or size + next_chunk.size > MESSAGE_BYTES:
+                break
+            following = next_chunk
+        last = runs[-1]
+        if len(runs) == 1:
+            return last
+        fragments = tuple([fragment for run in runs for fragment in run.fragments])
+        return Run(last.incarnation, runs[0].first, last.last, last.checksum, last.appended_ms, last.sealed, fragments)
+
+    def wait(self) -> asyncio.Future[None]:
+        """Give a future that is done when something changed. Whoever waits for it cancels it when leaving early."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return future
+
+    def tell_readers(self) -> None:
+        """Wake all readers that wait."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)

@@ -1,0 +1,76 @@
+"""How stored things are named in Redis.
+
+All keys of a session share the hash tag `{partition}`, hence a Redis Cluster slot, so that scripts stay atomic. Each
+part of a name is percent-encoded, so that no two names collide and `:` separates parts only.
+"""
+
+import zlib
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from llmbridge.model.names import StreamName
+
+
+@dataclass(frozen=True, slots=True)
+class StreamKeys:
+    """The keys that an append to one stream touches, and the stream's name as a member of the indexes."""
+
+    log: str
+    open_index: str
+    session_index: str
+    open_member: str
+    session_member: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names everything that is stored under one prefix."""
+
+    prefix: str
+    partitions: int
+
+    def partition_of(self, session_id: str) -> int:
+        """Give the partition that holds a session: CRC-32 of its UTF-8, modulo the number of partitions."""
+        return zlib.crc32(session_id.encode()) % self.partitions
+
+    def stream(self, name: StreamName) -> StreamKeys:
+        """Name a stream's keys."""
+        session = quote(name.session_id, safe="")
+        response = f"{quote(name.model_id, safe='')}:{quote(name.response_id, safe='')}"
+        tag = f"{{{self.partition_of(name.session_id)}}}"
+        return StreamKeys(
+            log=f"{self.prefix}:stream:{tag}:{session}:{response}",
+            open_index=f"{self.prefix}:open:{tag}",
+            session_index=f"{self.prefix}:session:{tag}:{session}",
+            open_member=f"{session}:{response}",
+            session_member=response,
+        )
+
+    def open_index(self, partition: int) -> str:
+        """Name the sorted set of a partition's open streams."""
+        return f"{self.prefix}:open:{{{partition}}}"
+
+    def kept_alive(self, partition: int) -> str:
+        """Name the hash of the times at which silent producers of a partition called KeepAlive."""
+        return f"{self.prefix}:kept:{{{partition}}}"
+
+    def kept_alive_of(self, name: StreamName) -> str:
+        """Name the hash that holds a stream's KeepAlive."""
+        return self.kept_alive(self.partition_of(name.session_id))
+
+    @property
+    def partition_count(self) -> str:
+        """Name the record of how many partitions the stored streams were spread over."""
+        return f"{self.prefix}:partitions"
+
+    @staticmethod
+    def name_of_open(member: str) -> StreamName:
+        """Undo `open_member`."""
+        session, model, response = member.split(":")
+        return StreamName(unquote(session), unquote(model), unquote(response))
+
+    @staticmethod
+    def name_in_session(session_id: str, member: str) -> StreamName:
+        """Undo `session_member`."""
+        model, response = member.split(":")
+        return StreamName(session_id, unquote(model), unquote(response))

@@ -1,0 +1,116 @@
+-- What every script knows of a stream's log. scripts.py puts it before each of them.
+--
+-- An entry's id is <incarnation>-<sequence of its last record>. Its fields:
+--   n number of records   t append time, ms by Redis   h checksum of b   m largest b so far   b the fragment, never opened here
+--   e, p producer's epoch and id (from the first token on)   s sealer, f finish reason (last entry of a sealed stream)
+--   r retention in ms, l length limit in tokens (where CreateStream set them)
+-- What concerns the whole stream (m, e, p, r, l) is carried from entry to entry, so that the last one tells everything.
+
+-- Lua's tostring turns large numbers into 1.7e+15.
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function now_us()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+local function decoded(entry)
+  local incarnation, sequence = string.match(entry[1], '^(%d+)%-(%d+)$')
+  local fields = {}
+  for i = 1, #entry[2], 2 do
+    fields[entry[2][i]] = entry[2][i + 1]
+  end
+  return {incarnation = incarnation, sequence = tonumber(sequence), fields = fields}
+end
+
+local function last_entry(log)
+  local found = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  return found and decoded(found)
+end
+
+-- An index must live as long as the longest-lived stream it names.
+local function expire_not_before(key, ttl_ms)
+  if redis.call('PTTL', key) < ttl_ms then
+    redis.call('PEXPIRE', key, whole(ttl_ms))
+  end
+end
+
+-- Each creation looks at the session's two oldest streams, so that the index of a session that never rests stays as
+-- long as what it names.
+local function forget_expired(keys)
+  local log_prefix = string.sub(keys.log, 1, #keys.log - #keys.session_member)
+  for _, member in ipairs(redis.call('ZRANGE', keys.session_index, 0, 1)) do
+    if redis.call('EXISTS', log_prefix .. member) == 0 then
+      redis.call('ZREM', keys.session_index, member)
+    end
+  end
+end
+
+local function wake_readers(channel, message)
+  redis.call('PUBLISH', channel, message)
+end
+
+-- Stores one entry with all that must happen with it; `last` is the stream's last entry, nil to create the stream.
+--   entry: count, fragment, checksum, sequence (of its last record), epoch and id (nil: as before), sealer, finish_reason
+--   defaults: retention_ms, max_length (0: unlimited), wake_bytes (the largest fragment that a wake-up carries)
+-- The XADD is the first write: where Redis refuses it (memory, read-only replica), nothing else has happened.
+local function store(keys, last, entry, defaults)
+  local time_us = now_us()
+  local before = last and last.fields or {}
+  local incarnation = last and last.incarnation or whole(time_us)
+  local retention_ms = entry.retention_ms or before.r
+  local max_length = entry.max_length or before.l
+  local epoch, id = entry.epoch or before.e, entry.id or before.p
+  local now_ms = whole(math.floor(time_us / 1000))
+  local largest = math.max(#entry.fragment, tonumber(before.m or 0))
+
+  local fields = {'n', whole(entry.count), 't', now_ms, 'h', entry.checksum, 'm', whole(largest), 'b', entry.fragment}
+  local function also(name, value)
+    if value then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
+  end
+  also('e', epoch)
+  also('p', epoch and id)
+  also('r', retention_ms)
+  also('l', max_length)
+  also('s', entry.sealer)
+  also('f', entry.finish_reason)
+  redis.call('XADD', keys.log, incarnation .. '-' .. whole(entry.sequence), unpack(fields))
+
+  retention_ms = tonumber(retention_ms or defaults.retention_ms)
+  redis.call('PEXPIRE', keys.log, whole(retention_ms))
+  if not last then
+    redis.call('ZADD', keys.session_index, incarnation, keys.session_member)
+    expire_not_before(keys.session_index, retention_ms)
+    forget_expired(keys)
+    if not entry.sealer then
+      redis.call('ZADD', keys.open_index, 0, keys.open_member)
+      expire_not_before(keys.open_index, retention_ms)
+    end
+  elseif entry.sealer then
+    redis.call('ZREM', keys.open_index, keys.open_member)
+    expire_not_before(keys.session_index, retention_ms)
+  end
+
+  max_length = tonumber(max_length or defaults.max_length)
+  if max_length > 0 then
+    local last_token = entry.sequence - (entry.sealer and 1 or 0)
+    -- The last entry always stays, also when a completion alone would push out the last token.
+    local floor = math.min(last_token - max_length + 1, entry.sequence)
+    if floor > 1 then
+      redis.call('XTRIM', keys.log, 'MINID', incarnation .. '-' .. whole(floor))
+    end
+  end
+
+  local wake = incarnation .. ' ' .. whole(entry.sequence - entry.count + 1) .. ' ' .. whole(entry.sequence)
+    .. ' ' .. now_ms .. ' ' .. entry.checksum .. ' ' .. (before.h or '-') .. ' ' .. (entry.sealer and 1 or 0)
+  if #entry.fragment <= defaults.wake_bytes then
+    wake = wake .. '\n' .. entry.fragment
+  end
+  wake_readers(keys.log, wake)
+  return incarnation
+end

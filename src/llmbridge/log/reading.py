@@ -1,0 +1,141 @@
+"""The way out: reads of many readers share round trips, and no read holds more than a page.
+
+Every read starts at the reader's own last record, inclusive, so that it also proves that the log still holds what the
+reader saw: history that is gone is found by the read itself, whoever makes it and whenever.
+"""
+
+from dataclasses import dataclass
+
+from llmbridge.errors import Expired, HistoryGone, Lost, Restarted, Rewritten, Trimmed
+from llmbridge.log.commands import Commands
+from llmbridge.log.exchange import Reply
+from llmbridge.model.cursor import NO_CHECKSUM, Cursor
+from llmbridge.model.records import Run
+
+PAGE_BYTES = 262_144
+"""What one read fetches at most, unless a single entry is larger. It bounds a reader's memory and its messages."""
+
+PAGE_ENTRIES = 500
+"""More buys little: 0.5 µs a token is reached here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """A log's last record, and the size in bytes of the largest fragment of the log up to it."""
+
+    cursor: Cursor
+    largest: int
+    sealed: bool
+
+    def page_entries(self) -> int:
+        """How many entries surely fit into a page, plus the one that the reader has already."""
+        return max(1, min(PAGE_ENTRIES, PAGE_BYTES // max(self.largest, 1))) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a read found: `run` is None when there is nothing new. `skip` records of it lie at or before the cursor."""
+
+    run: Run | None
+    skip: int
+    tip: Tip
+
+
+class LogReader:
+    """Reads streams."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    async def tip(self, log: str) -> Tip | None:
+        """Tell where a stream ends; None when it is absent."""
+        reply = await self._last(log)
+        if not reply:
+            return None
+        run, largest = _run(reply), int(reply[0][1][7])
+        return Tip(Cursor(run.incarnation, run.last, run.checksum), largest, run.sealed)
+
+    async def last(self, log: str) -> Run | None:
+        """Read a stream's last entry; None when it is absent."""
+        reply = await self._last(log)
+        return _run(reply) if reply else None
+
+    async def _last(self, log: str) -> list[Reply]:
+        reply: list[Reply] = await self._commands.read("XREVRANGE", log, "+", "-", "COUNT", 1)
+        return reply
+
+    async def earliest(self, log: str) -> Cursor | None:
+        """Give the cursor before the earliest record that is left; None when the stream is absent."""
+        reply = await self._commands.read("XRANGE", log, "-", "+", "COUNT", 1)
+        return _before(_run(reply)) if reply else None
+
+    async def after(self, log: str, cursor: Cursor, tip: Tip | None) -> Page:
+        """Read the page after `cursor`. `tip` may be an older one; it is fetched when it holds nothing new.
+
+        Raises a HistoryGone when the log no longer continues from the cursor without a hole, else RedisUnavailable.
+        """
+        if tip is None or tip.cursor.sequence <= cursor.sequence:
+            tip = await self.tip(log)
+        if tip is None:
+            raise Expired
+        if tip.cursor.incarnation != cursor.incarnation:
+            raise await self._gone(Restarted, log)
+        if tip.cursor.sequence < cursor.sequence:
+            raise await self._gone(Lost, log)
+        if tip.cursor == cursor:
+            return Page(None, 0, tip)
+        incarnation = cursor.incarnation
+        reply = await self._commands.read(
+            "XRANGE",
+            log,
+            f"{incarnation}-{cursor.sequence}",
+            f"{incarnation}-{tip.cursor.sequence}",
+            "COUNT",
+            tip.page_entries(),
+        )
+        if not reply:
+            # Gone, or shorter, since the tip was read: look again.
+            return await self.after(log, cursor, None)
+        return await self._page(log, cursor, reply, tip)
+
+    async def _page(self, log: str, cursor: Cursor, reply: list[Reply], tip: Tip) -> Page:
+        first = _run(reply[:1])
+        if first.first > cursor.sequence + 1:
+            raise await self._gone(Trimmed, log)
+        if first.first <= cursor.sequence or first.last == cursor.sequence:
+            if first.checksum != cursor.checksum:
+                raise await self._gone(Rewritten, log)
+            if first.last == cursor.sequence:
+                reply = reply[1:]
+        if not reply:
+            return Page(None, 0, tip)
+        run = _run(reply)
+        return Page(run, max(0, cursor.sequence - run.first + 1), tip)
+
+    async def _gone(self, kind: type[HistoryGone], log: str) -> HistoryGone:
+        earliest = await self.earliest(log)
+        return Expired() if earliest is None else kind(str(earliest))
+
+
+def _run(entries: list[Reply]) -> Run:
+    """Decode entries as XRANGE answers them. The scripts write the fields n, t, h, m, b first and in this order."""
+    first_id, first_fields = entries[0]
+    last_id, last_fields = entries[-1]
+    incarnation, _, first_last = first_id.partition(b"-")
+    last = int(last_id.partition(b"-")[2])
+    first = int(first_last) - int(first_fields[1]) + 1
+    if sum(int(fields[1]) for _, fields in entries) != last - first + 1:
+        raise RuntimeError(f"the entries from {first_id!r} to {last_id!r} have a hole")
+    return Run(
+        incarnation=int(incarnation),
+        first=first,
+        last=last,
+        checksum=last_fields[5].decode(),
+        appended_ms=int(last_fields[3]),
+        sealed=b"s" in last_fields[10::2],
+        fragments=tuple([fields[9] for _, fields in entries]),
+    )
+
+
+def _before(run: Run) -> Cursor:
+    return Cursor(run.incarnation, run.first - 1, NO_CHECKSUM)

@@ -1,0 +1,175 @@
+"""Wake-ups: Redis Pub/Sub from the scripts, one channel per stream, one connection per process.
+
+They may be lost at any time without losing a token: who is told nothing reads the log sooner or later. So nothing here
+retries a message; a broken connection is made anew, every channel subscribed again, and every listener told to look.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from llmbridge.log.connections import Connector
+from llmbridge.model.records import Run
+
+PING_SECONDS = 5.0
+"""A connection on which nothing came for so long is asked for a sign of life, and given up after as long again."""
+
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WakeUp:
+    """What a script says of the entry it stored. `run` is None where the entry was too large to come along."""
+
+    run: Run | None
+    previous_checksum: str | None
+    """The checksum of the entry before it; None where it is the first of its stream."""
+
+    @classmethod
+    def parse(cls, message: bytes) -> "WakeUp | None":
+        """Decode a message; None where it says no more than that there is something to see."""
+        head, separator, fragment = message.partition(b"\n")
+        if not separator:
+            return None
+        incarnation, first, last, appended_ms, checksum, previous, sealed = head.split(b" ")
+        return cls(
+            Run(
+                int(incarnation),
+                int(first),
+                int(last),
+                checksum.decode(),
+                int(appended_ms),
+                sealed == b"1",
+                (fragment,),
+            ),
+            None if previous == b"-" else previous.decode(),
+        )
+
+
+Listener = Callable[[bytes | None], None]
+"""Called with each message, and with None where messages may have been lost."""
+
+
+class Subscription:
+    """One listener's channel. `confirmed` is set while Redis surely sends its messages here."""
+
+    __slots__ = ("channel", "confirmed", "listener")
+
+    def __init__(self, channel: bytes, listener: Listener) -> None:
+        self.channel = channel
+        self.listener = listener
+        self.confirmed = asyncio.Event()
+
+
+class WakeUps:
+    """Subscribes and dispatches. `run` must be running."""
+
+    def __init__(self, connector: Connector) -> None:
+        self._connection = connector.make("wakeups")
+        self._subscriptions: dict[bytes, Subscription] = {}
+        # A channel may be dropped and wanted again before Redis confirms either; only the last word counts.
+        self._unconfirmed: dict[bytes, int] = {}
+        self._outbox: list[tuple[bytes, bytes]] = []
+        self._outbox_filled = asyncio.Event()
+        self._heard = False
+
+    def subscribe(self, channel: str, listener: Listener) -> Subscription:
+        """Listen to a channel, at most once each. Wait for `confirmed` before reading the log."""
+        subscription = Subscription(channel.encode(), listener)
+        self._subscriptions[subscription.channel] = subscription
+        self._post(b"SUBSCRIBE", subscription.channel)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Stop listening."""
+        if self._subscriptions.get(subscription.channel) is subscription:
+            del self._subscriptions[subscription.channel]
+            self._post(b"UNSUBSCRIBE", subscription.channel)
+
+    async def run(self) -> None:
+        """Keep a connection and dispatch its messages until cancelled."""
+        pause = 0.0
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(PING_SECONDS):
+                        await self._connection.connect()  # type: ignore[no-untyped-call]
+                    pause = 0.0
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(self._receive(), name="wake-ups, receive")
+                        tasks.create_task(self._send(), name="wake-ups, send")
+                        tasks.create_task(self._watch(), name="wake-ups, watch")
+                except* (RedisError, OSError, TimeoutError) as group:
+                    logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", group.exceptions[0])
+                await self._connection.disconnect(nowait=True)
+                self._start_over()
+                pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(pause * random.uniform(0.5, 1))
+        finally:
+            await self._connection.disconnect(nowait=True)
+
+    def _post(self, verb: bytes, channel: bytes) -> None:
+        self._outbox.append((verb, channel))
+        self._outbox_filled.set()
+
+    def _start_over(self) -> None:
+        self._outbox.clear()
+        self._unconfirmed.clear()
+        for subscription in self._subscriptions.values():
+            subscription.confirmed.clear()
+            self._post(b"SUBSCRIBE", subscription.channel)
+
+    async def _send(self) -> None:
+        while True:
+            await self._outbox_filled.wait()
+            self._outbox_filled.clear()
+            outbox, self._outbox = self._outbox, []
+            for verb, channel in outbox:
+                if verb == b"SUBSCRIBE":
+                    self._unconfirmed[channel] = self._unconfirmed.get(channel, 0) + 1
+            await self._connection.send_packed_command(self._connection.pack_commands(outbox), check_health=False)
+
+    async def _receive(self) -> None:
+        while True:
+            reply = await self._connection.read_response()
+            self._heard = True
+            self._dispatch(reply)
+
+    async def _watch(self) -> None:
+        self._heard = True
+        asked = False
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            if self._heard:
+                self._heard = asked = False
+            elif asked:
+                raise TimeoutError(f"no answer to a PING for {PING_SECONDS} s")
+            else:
+                asked = True
+                await self._connection.send_packed_command(self._connection.pack_command("PING"), check_health=False)
+
+    def _dispatch(self, reply: list[bytes]) -> None:
+        kind, channel, message = reply[0], reply[1], reply[-1]
+        if kind == b"message":
+            subscription = self._subscriptions.get(channel)
+            if subscription is not None:
+                subscription.listener(message)
+        elif kind == b"subscribe":
+            self._unconfirmed[channel] -= 1
+            if self._unconfirmed[channel] == 0:
+                del self._unconfirmed[channel]
+                self._confirm(channel)
+
+    def _confirm(self, channel: bytes) -> None:
+        subscription = self._subscriptions.get(channel)
+        if subscription is not None:
+            subscription.confirmed.set()
+            # What was published before the confirmation did not come here.
+            subscription.listener(None)

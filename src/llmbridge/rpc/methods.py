@@ -1,0 +1,96 @@
+"""How methods are registered: bytes come in unparsed and are parsed in one place, errors go out through one table.
+
+With gRPC's own deserializers, bytes that are no message end a call with INTERNAL or UNKNOWN; here it is
+INVALID_ARGUMENT.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from llmbridge.errors import Draining, MalformedRequest
+from llmbridge.rpc.limits import Limits, check_size
+from llmbridge.rpc.status import abort
+
+Request = TypeVar("Request", bound=Message)
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Gate:
+    """Lets calls in until it is closed, and tells when the last one is out."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._closed = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @contextmanager
+    def pass_through(self) -> Iterator[None]:
+        """Count a call while it lasts. Raises Draining when the gate is closed."""
+        if self._closed:
+            raise Draining
+        self._inside += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self._empty.set()
+
+    def close(self) -> None:
+        """Let no more calls in."""
+        self._closed = True
+
+    async def wait_until_empty(self) -> None:
+        """Wait until no call is inside."""
+        await self._empty.wait()
+
+
+class Methods:
+    """Makes gRPC method handlers of functions from message to message."""
+
+    def __init__(self, gate: Gate, limits: Limits) -> None:
+        self._gate = gate
+        self._limits = limits
+
+    def unary(self, request_type: type[Request], handle: Callable[[Request], Awaitable[Message]]) -> Handler:
+        """Register a function that answers a request with a response."""
+
+        async def call(raw: bytes, context: Context) -> bytes:
+            try:
+                with self._gate.pass_through():
+                    return (await handle(self._parse(request_type, raw))).SerializeToString()
+            except Exception as error:
+                await abort(context, error)
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    def server_stream(
+        self, request_type: type[Request], handle: Callable[[Request, Context], Awaitable[None]]
+    ) -> Handler:
+        """Register a function that writes encoded responses to the context."""
+
+        async def call(raw: bytes, context: Context) -> None:
+            try:
+                with self._gate.pass_through():
+                    await handle(self._parse(request_type, raw), context)
+            except Exception as error:
+                # A write to a client that has just gone fails; there is nobody left to tell.
+                if not context.done():
+                    await abort(context, error)
+
+        return grpc.unary_stream_rpc_method_handler(call)
+
+    def _parse(self, request_type: type[Request], raw: bytes) -> Request:
+        check_size(raw, self._limits)
+        try:
+            return request_type.FromString(raw)
+        except DecodeError:
+            raise MalformedRequest(request_type.DESCRIPTOR.name) from None

@@ -1,0 +1,67 @@
+"""Which function serves which method, and what else the server offers: health and reflection."""
+
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+
+from llmbridge.admin.streams import Streams
+from llmbridge.produce.append import Produce
+from llmbridge.produce.stop import Stop
+from llmbridge.rpc.health import Health, register_health
+from llmbridge.rpc.limits import Limits
+from llmbridge.rpc.methods import Gate, Methods
+from llmbridge.rpc.produce import ProduceMethod
+from llmbridge.rpc.stop import CancelMethod, KeepAliveMethod
+from llmbridge.rpc.streams import StreamAdminMethods
+from llmbridge.rpc.subscribe import SubscribeMethod
+from llmbridge.subscribe.subscriptions import Subscriptions
+from llmbridge.v1 import bridge_service_pb2 as bridge_pb
+from llmbridge.v1 import stream_admin_service_pb2 as admin_pb
+
+BRIDGE_SERVICE = bridge_pb.DESCRIPTOR.services_by_name["BridgeService"].full_name
+STREAM_ADMIN_SERVICE = admin_pb.DESCRIPTOR.services_by_name["StreamAdminService"].full_name
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+SERVICES = (BRIDGE_SERVICE, STREAM_ADMIN_SERVICE)
+
+
+@dataclass(frozen=True, slots=True)
+class UseCases:
+    """What the methods call."""
+
+    produce: Produce
+    stop: Stop
+    subscriptions: Subscriptions
+    streams: Streams
+
+
+def register_services(
+    server: grpc.aio.Server, use_cases: UseCases, gate: Gate, health: Health, limits: Limits, producer_lost_ms: int
+) -> None:
+    """Register everything that the bridge serves."""
+    methods = Methods(gate, limits)
+    admin = StreamAdminMethods(use_cases.streams, limits)
+    services = {
+        BRIDGE_SERVICE: {
+            "Produce": methods.unary(bridge_pb.ProduceRequest, ProduceMethod(use_cases.produce, limits)),
+            "Subscribe": methods.server_stream(
+                bridge_pb.SubscribeRequest, SubscribeMethod(use_cases.subscriptions, limits)
+            ),
+            "Cancel": methods.unary(bridge_pb.CancelRequest, CancelMethod(use_cases.stop, limits)),
+            "KeepAlive": methods.unary(
+                bridge_pb.KeepAliveRequest, KeepAliveMethod(use_cases.stop, limits, producer_lost_ms)
+            ),
+        },
+        STREAM_ADMIN_SERVICE: {
+            "CreateStream": methods.unary(admin_pb.CreateStreamRequest, admin.create),
+            "GetStream": methods.unary(admin_pb.GetStreamRequest, admin.get),
+            "ListStreams": methods.unary(admin_pb.ListStreamsRequest, admin.list),
+            "TrimStream": methods.unary(admin_pb.TrimStreamRequest, admin.trim),
+            "DeleteStream": methods.unary(admin_pb.DeleteStreamRequest, admin.delete),
+        },
+    }
+    for service, handlers in services.items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    register_health(server, health)
+    reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)

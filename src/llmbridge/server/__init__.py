@@ -1,0 +1,1 @@
+"""Assembly of a bridge process: what it starts, in which order, and how it ends."""

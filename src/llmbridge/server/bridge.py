@@ -1,0 +1,178 @@
+"""The whole bridge, assembled in one place: what there is, and who owns which task."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from llmbridge.admin.streams import Streams
+from llmbridge.errors import RedisUnavailable
+from llmbridge.hub.fanout import Fanout
+from llmbridge.log.appending import AppendLog, LogDefaults
+from llmbridge.log.commands import Commands
+from llmbridge.log.connections import Connector
+from llmbridge.log.exchange import Exchange
+from llmbridge.log.keys import Keys
+from llmbridge.log.open_streams import OpenStreams
+from llmbridge.log.partitions import PartitionRecord
+from llmbridge.log.reading import LogReader
+from llmbridge.log.sealing import SealLog
+from llmbridge.log.streams import StreamLog
+from llmbridge.log.wakeups import WakeUps
+from llmbridge.log.watching import RedisWatch
+from llmbridge.produce.append import Produce
+from llmbridge.produce.lost import LostProducers
+from llmbridge.produce.stop import Stop
+from llmbridge.rpc.health import Health
+from llmbridge.rpc.limits import Limits
+from llmbridge.rpc.methods import Gate
+from llmbridge.rpc.server import GrpcServer
+from llmbridge.rpc.services import SERVICES, UseCases, register_services
+from llmbridge.rpc.wire import ProtoWire
+from llmbridge.server.monitor import RedisMonitor
+from llmbridge.settings import Settings
+from llmbridge.subscribe.subscriptions import Subscriptions
+from llmbridge.telemetry.tracing import tracing
+
+REDIS_START_SECONDS = 30.0
+"""How long the start waits for a Redis that is not there yet."""
+
+logger = logging.getLogger(__name__)
+
+
+class CannotStart(Exception):
+    """The bridge can't start; the message says what to change."""
+
+
+class Bridge:
+    """One bridge process on one Redis."""
+
+    def __init__(self, settings: Settings, redis_url: str) -> None:
+        self._settings = settings
+        keys = Keys(settings.key_prefix, settings.partitions)
+        timeout_seconds = settings.redis_timeout_ms / 1000
+        try:
+            connector = Connector(redis_url, timeout_seconds)
+            self._append_exchange = Exchange(connector, "append", timeout_seconds)
+            self._command_exchange = Exchange(connector, "commands", timeout_seconds)
+            self._wake_ups = WakeUps(connector)
+        except (ValueError, TypeError) as error:
+            raise CannotStart(f"REDIS_URL: {error}") from None
+        defaults = LogDefaults(settings.retention_ms, settings.stream_max_length or 0, settings.max_stream_tokens)
+        wire = ProtoWire()
+        self._append_log = AppendLog(self._append_exchange, keys, defaults)
+        self._commands = Commands(self._command_exchange)
+        log_reader = LogReader(self._commands)
+        seal_log = SealLog(self._commands, keys, defaults)
+        self._partition_record = PartitionRecord(self._commands, keys, settings.max_retention_ms)
+        self._fanout = Fanout(log_reader, self._wake_ups, wire, settings.redis_poll_delay, settings.redis_timeout_ms)
+        self._subscriptions = Subscriptions(
+            self._fanout, log_reader, keys, wire, settings.heartbeat_ms, settings.max_readers
+        )
+        self._lost_producers = LostProducers(
+            OpenStreams(self._commands, keys),
+            seal_log,
+            wire,
+            settings.partitions,
+            settings.producer_lost_ms,
+            time.monotonic,
+        )
+        self._use_cases = UseCases(
+            produce=Produce(self._append_log, wire),
+            stop=Stop(seal_log, wire),
+            subscriptions=self._subscriptions,
+            streams=Streams(StreamLog(self._commands, keys), settings.retention_ms),
+        )
+        self._limits = Limits(
+            max_request_bytes=settings.max_request_bytes,
+            max_token_bytes=settings.max_token_bytes,
+            max_tokens_per_request=settings.max_tokens_per_request,
+            max_id_bytes=settings.max_id_bytes,
+            max_retention_ms=settings.max_retention_ms,
+        )
+        self._gate = Gate()
+        self._health = Health(SERVICES)
+        self._monitor = RedisMonitor(RedisWatch(self._commands), self._health.set_serving)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no reader is attached and no stream followed."""
+        return self._subscriptions.readers == 0 and self._fanout.tails == 0
+
+    async def run(self, stop: asyncio.Event, announce: Callable[[int], None]) -> None:
+        """Serve until `stop` is set, then drain. `announce` gets the port as soon as calls are served.
+
+        Raises CannotStart, PartitionMismatch or TracingNotInstalled.
+        """
+        with tracing(self._settings.otlp_endpoint) as interceptors:
+            async with self._background():
+                await self._wait_for_redis()
+                server = GrpcServer(interceptors)
+                register_services(
+                    server.grpc,
+                    self._use_cases,
+                    self._gate,
+                    self._health,
+                    self._limits,
+                    self._settings.producer_lost_ms,
+                )
+                try:
+                    port = server.listen(self._settings.host, self._settings.port)
+                except OSError as error:
+                    raise CannotStart(f"LLMBRIDGE_HOST, LLMBRIDGE_PORT: {error}") from None
+                await self._monitor.check()
+                async with server.serving():
+                    announce(port)
+                    async with asyncio.TaskGroup() as watching:
+                        monitor = watching.create_task(self._monitor.run(), name="Redis monitor")
+                        await stop.wait()
+                        monitor.cancel()
+                    await self._drain()
+
+    @asynccontextmanager
+    async def _background(self) -> AsyncIterator[None]:
+        """Run what serves the calls, for longer than the last of them."""
+        runs = {
+            "append": self._append_log.run,
+            "commands": self._commands.run,
+            "wake-ups": self._wake_ups.run,
+            "hub": self._fanout.run,
+            "subscriptions": self._subscriptions.run,
+            "lost producers": self._lost_producers.run,
+            "partition record": self._partition_record.run,
+        }
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(run(), name=name) for name, run in runs.items()]
+                yield
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._append_exchange.close()
+            await self._command_exchange.close()
+
+    async def _wait_for_redis(self) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + REDIS_START_SECONDS
+        while True:
+            try:
+                await self._partition_record.agree()
+            except RedisUnavailable as error:
+                if loop.time() >= give_up_at:
+                    raise CannotStart(f"{error.message}. Check REDIS_URL, or REDIS_HOST and REDIS_PORT") from error
+                logger.warning("waiting for Redis: %s", error)
+                await asyncio.sleep(1)
+            else:
+                return
+
+    async def _drain(self) -> None:
+        logger.info("draining: %d readers", self._subscriptions.readers)
+        self._gate.close()
+        self._subscriptions.drain()
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
+                await self._health.drain()
+                await self._gate.wait_until_empty()
+        except TimeoutError:
+            logger.warning("LLMBRIDGE_DRAIN_TIMEOUT_MS has passed, the calls still open are cut")

@@ -1,0 +1,117 @@
+"""All settings: read from the environment (and flags), checked before anything starts, never printed with a secret.
+
+Knows nothing of what the settings do. A bad value raises SettingsError, which names the setting as the operator wrote
+it. Times are in ms and sizes in bytes; the names say so.
+"""
+
+import ipaddress
+from typing import Annotated, Any, Self
+from urllib.parse import quote, urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_DAY_MS = 86_400_000
+_URL_SCHEMES = ("redis", "rediss", "unix")
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message names it and says what it may be."""
+
+
+def _checked_url(url: SecretStr) -> SecretStr:
+    if urlsplit(url.get_secret_value()).scheme not in _URL_SCHEMES:
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return url
+
+
+class Settings(BaseSettings):
+    """The settings of one bridge process. Frozen; made by `load`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, validate_by_name=True)
+
+    host: str = Field("127.0.0.1", validation_alias="LLMBRIDGE_HOST")
+    port: int = Field(50051, ge=0, le=65535, validation_alias="LLMBRIDGE_PORT")
+    allow_insecure: bool = Field(False, validation_alias="LLMBRIDGE_ALLOW_INSECURE")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", validation_alias="LLMBRIDGE_LOG_LEVEL")
+    drain_timeout_ms: int = Field(10_000, ge=0, validation_alias="LLMBRIDGE_DRAIN_TIMEOUT_MS")
+    otlp_endpoint: str = Field("", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+
+    redis_url: Annotated[SecretStr, AfterValidator(_checked_url)] | None = Field(None, validation_alias="REDIS_URL")
+    redis_host: str | None = Field(None, validation_alias="REDIS_HOST")
+    redis_port: int = Field(6379, ge=1, le=65535, validation_alias="REDIS_PORT")
+    redis_password: SecretStr | None = Field(None, validation_alias="REDIS_PASSWORD")
+    redis_db: int = Field(0, ge=0, validation_alias="REDIS_DB")
+    redis_timeout_ms: int = Field(2_000, ge=10, validation_alias="LLMBRIDGE_REDIS_TIMEOUT_MS")
+    redis_poll_delay: int = Field(100, ge=10, le=5_000, validation_alias="REDIS_POLL_DELAY")
+    data_dir: str = Field("", validation_alias="LLMBRIDGE_DATA_DIR")
+    key_prefix: str = Field("llm", pattern="^[A-Za-z0-9_.-]{1,32}$", validation_alias="LLMBRIDGE_KEY_PREFIX")
+    partitions: int = Field(64, ge=1, le=16_384, validation_alias="LLMBRIDGE_PARTITIONS")
+
+    retention_ms: int = Field(_DAY_MS, ge=1_000, validation_alias="REDIS_STREAM_RETENTION_MS")
+    max_retention_ms: int = Field(30 * _DAY_MS, ge=1_000, validation_alias="LLMBRIDGE_MAX_RETENTION_MS")
+    stream_max_length: int | None = Field(None, ge=1, validation_alias="REDIS_STREAM_MAX_LENGTH")
+    producer_lost_ms: int = Field(120_000, ge=100, validation_alias="LLMBRIDGE_PRODUCER_LOST_MS")
+    heartbeat_ms: int = Field(15_000, ge=100, validation_alias="LLMBRIDGE_HEARTBEAT_MS")
+
+    max_request_bytes: int = Field(262_144, ge=1_024, le=3_145_728, validation_alias="LLMBRIDGE_MAX_REQUEST_BYTES")
+    max_token_bytes: int = Field(65_536, ge=16, validation_alias="LLMBRIDGE_MAX_TOKEN_BYTES")
+    max_tokens_per_request: int = Field(1_024, ge=1, validation_alias="LLMBRIDGE_MAX_TOKENS_PER_REQUEST")
+    max_id_bytes: int = Field(256, ge=16, le=1_024, validation_alias="LLMBRIDGE_MAX_ID_BYTES")
+    max_stream_tokens: int = Field(1_000_000, ge=1, validation_alias="LLMBRIDGE_MAX_STREAM_TOKENS")
+    max_readers: int = Field(10_000, ge=1, validation_alias="LLMBRIDGE_MAX_READERS")
+
+    @classmethod
+    def load(cls, **flags: Any) -> Self:
+        """Read the environment; `flags` (field names) win over it, None meaning not given. Raises SettingsError."""
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.producer_lost_ms >= self.retention_ms:
+            raise ValueError(
+                f"LLMBRIDGE_PRODUCER_LOST_MS ({self.producer_lost_ms}) must be below REDIS_STREAM_RETENTION_MS "
+                f"({self.retention_ms}): a stream must not expire before its producer is found lost"
+            )
+        if self.retention_ms > self.max_retention_ms:
+            raise ValueError(
+                f"REDIS_STREAM_RETENTION_MS ({self.retention_ms}) must not exceed LLMBRIDGE_MAX_RETENTION_MS "
+                f"({self.max_retention_ms})"
+            )
+        if self.redis_url is not None and self.redis_host is not None:
+            raise ValueError("REDIS_URL and REDIS_HOST are both set: leave one of them out")
+        if not self.allow_insecure and not _is_loopback(self.host):
+            raise ValueError(
+                f"LLMBRIDGE_HOST ({self.host}) is not a loopback address and calls are not authenticated: listen on "
+                "127.0.0.1, or set LLMBRIDGE_ALLOW_INSECURE=true where the network itself keeps strangers out"
+            )
+        return self
+
+    @property
+    def redis_location(self) -> str | None:
+        """The URL of the Redis that is configured, password included; None when there is none."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        if self.redis_host is None:
+            return None
+        password = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
+        return f"redis://{password}{self.redis_host}:{self.redis_port}/{self.redis_db}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        ": ".join([*(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, ")])
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    )

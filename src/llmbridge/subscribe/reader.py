@@ -1,0 +1,167 @@
+"""One subscription: from wherever it starts to the completion, each record once, in order, or an explicit error.
+
+Its cursor is all it remembers. It takes messages from the shared tail where that continues from its cursor, and reads
+the log where it does not; only such a read can say that history is gone.
+"""
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+
+from llmbridge.errors import Draining, RedisUnavailable
+from llmbridge.hub.fanout import Fanout
+from llmbridge.hub.tail import Tail
+from llmbridge.log.reading import LogReader, Tip
+from llmbridge.model.cursor import NO_CHECKSUM, Cursor
+from llmbridge.model.records import Run
+from llmbridge.model.wire import Wire
+from llmbridge.subscribe.start import Position, Start
+
+LONGEST_PAUSE_SECONDS = 0.5
+"""How long an attached reader rests between attempts while Redis is unreachable."""
+
+
+class Reader:
+    """Reads one stream. Made and attached by Subscriptions; used by one task."""
+
+    def __init__(self, log: str, fanout: Fanout, log_reader: LogReader, wire: Wire, heartbeat_seconds: float) -> None:
+        self._log = log
+        self._fanout = fanout
+        self._log_reader = log_reader
+        self._wire = wire
+        self._heartbeat_seconds = heartbeat_seconds
+        self._loop = asyncio.get_running_loop()
+        self._cursor: Cursor | None = None
+        self._tip: Tip | None = None
+        self._first_message: bytes | None = None
+        self._ended = False
+        self._draining = False
+        self._following = AsyncExitStack()
+        self._tail: Tail | None = None
+        self._change: asyncio.Future[None] | None = None
+        self._last_message_at = self._loop.time()
+
+    @property
+    def cursor(self) -> str:
+        """The cursor of the last record handed out, as the client gets it; empty before the first."""
+        return str(self._cursor) if self._cursor is not None and self._cursor.sequence > 0 else ""
+
+    async def attach(self, start: Start) -> None:
+        """Take the place to start from. Raises a HistoryGone or RedisUnavailable."""
+        tail = await self._follow()
+        if isinstance(start, Cursor):
+            self._cursor = start
+            self._first_message = await self._read_log()
+        elif start is Position.EARLIEST:
+            self._cursor = await self._log_reader.earliest(self._log)
+        elif start is Position.LATEST:
+            self._skip_to_end(await self._log_reader.last(self._log))
+        elif tail.cursor is not None:
+            self._cursor = Cursor(tail.cursor.incarnation, 0, NO_CHECKSUM)
+
+    async def detach(self) -> None:
+        """Let go of the tail."""
+        await self._following.aclose()
+
+    async def next_message(self) -> bytes | None:
+        """Wait for the next message, which may be a heartbeat; None after the completion.
+
+        Raises a HistoryGone, or Draining with the cursor. While Redis is unreachable it waits.
+        """
+        message, self._first_message = self._first_message, None
+        while message is None:
+            if self._ended:
+                return None
+            if self._draining:
+                raise Draining(self.cursor)
+            try:
+                message = await self._advance(self._tail if self._tail is not None else await self._follow())
+            except RedisUnavailable:
+                await asyncio.sleep(random.uniform(0.1, 1) * LONGEST_PAUSE_SECONDS)
+            if message is None and self._heartbeat_due():
+                message = self._wire.heartbeat(self.cursor)
+        self._last_message_at = self._loop.time()
+        return message
+
+    def beat(self) -> None:
+        """Have the reader send a heartbeat if it waits and one is due."""
+        if self._change is not None and not self._change.done() and self._heartbeat_due():
+            self._change.set_result(None)
+
+    def drain(self) -> None:
+        """Have the reader end with Draining after the message that it is sending."""
+        self._draining = True
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+
+    async def _advance(self, tail: Tail) -> bytes | None:
+        """Give the next message if there is one, else wait for a change."""
+        if tail.closed:
+            tail = await self._follow()
+        end = tail.cursor
+        message = self._live(tail)
+        if message is None and not self._caught_up(tail):
+            message = await self._read_log()
+        nothing_new = message is None and not self._ended
+        # What changed while the log was read would not wake this reader any more.
+        if nothing_new and tail.cursor == end and not tail.closed and not self._draining:
+            self._change = tail.wait()
+            try:
+                await self._change
+            finally:
+                self._change = None
+        return message
+
+    def _live(self, tail: Tail) -> bytes | None:
+        if self._cursor is None:
+            if tail.cursor is None:
+                return None
+            self._cursor = Cursor(tail.cursor.incarnation, 0, NO_CHECKSUM)
+        found = tail.message_after(self._cursor)
+        if found is None:
+            return None
+        message, self._cursor, self._ended = found
+        return message
+
+    def _caught_up(self, tail: Tail) -> bool:
+        cursor, end = self._cursor, tail.cursor
+        if cursor is None or end is None:
+            # Absent; or the tail, which is told of every change, has yet to hear of what the reader saw in the log.
+            return True
+        if cursor == end:
+            self._ended = tail.sealed
+            return True
+        return cursor.incarnation == end.incarnation and cursor.sequence > end.sequence
+
+    async def _read_log(self) -> bytes | None:
+        assert self._cursor is not None
+        page = await self._log_reader.after(self._log, self._cursor, self._tip)
+        self._tip = page.tip
+        run = page.run
+        if run is None:
+            self._ended = page.tip.sealed and page.tip.cursor == self._cursor
+            return None
+        fragments = run.fragments
+        if page.skip:
+            fragments = (self._wire.skip(fragments[0], page.skip), *fragments[1:])
+        self._cursor = Cursor(run.incarnation, run.last, run.checksum)
+        self._ended = run.sealed
+        return self._wire.message(fragments, run.first + page.skip, str(self._cursor), run.appended_ms)
+
+    def _skip_to_end(self, last: Run | None) -> None:
+        if last is None:
+            return
+        self._cursor = Cursor(last.incarnation, last.last, last.checksum)
+        if last.sealed:
+            completion = self._wire.skip(last.fragments[0], last.last - last.first)
+            self._first_message = self._wire.message((completion,), last.last, str(self._cursor), last.appended_ms)
+            self._ended = True
+
+    async def _follow(self) -> Tail:
+        await self._following.aclose()
+        self._tail = None
+        self._tail = await self._following.enter_async_context(self._fanout.follow(self._log))
+        return self._tail
+
+    def _heartbeat_due(self) -> bool:
+        return self._loop.time() - self._last_message_at >= self._heartbeat_seconds

