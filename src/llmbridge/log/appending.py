@@ -32,6 +32,9 @@ MAX_STREAMS_A_CALL = 128
 
 MAX_BYTES_A_CALL = 1_048_576
 
+LINGER_SECONDS = 0.002
+"""While several producers are busy there is one script call in 2 ms: see `batcher`, and docs/design.md for figures."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogDefaults:
@@ -73,6 +76,8 @@ class AppendLog:
             max_items=MAX_STREAMS_A_CALL,
             size_of=lambda item: len(item[1].fragment),
             max_bytes=MAX_BYTES_A_CALL,
+            source_of=lambda item: item[0],
+            linger_seconds=LINGER_SECONDS,
         )
 
     async def run(self) -> None:

@@ -1,4 +1,9 @@
-"""Natural batching: whatever waits while one exchange is under way goes with the next. Nothing waits to be filled."""
+"""Natural batching: whatever waits while one exchange is under way goes with the next.
+
+gRPC hands calls over one by one, each taking longer than a round trip to a near Redis, so on a busy bridge hardly two
+would ever wait together. Therefore a batch may also be held back for a few ms, but only behind another one that has
+just gone and came from other sources: a single producer, however fast, and a bridge with little to do never wait.
+"""
 
 import asyncio
 from collections import deque
@@ -23,11 +28,17 @@ class Batcher(Generic[Item, Result]):
         max_items: int,
         size_of: Callable[[Item], int],
         max_bytes: int,
+        source_of: Callable[[Item], object] = lambda _: None,
+        linger_seconds: float = 0.0,
     ) -> None:
         self._carry = carry
         self._max_items = max_items
         self._size_of = size_of
         self._max_bytes = max_bytes
+        self._source_of = source_of
+        self._linger_seconds = linger_seconds
+        self._carried_at = 0.0
+        self._carried_source: object = None
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._wake = asyncio.Event()
         self._closed = False
@@ -48,12 +59,20 @@ class Batcher(Generic[Item, Result]):
                 await self._wake.wait()
                 self._wake.clear()
                 while self._waiting:
+                    await self._linger()
                     await self._carry_one_batch()
         finally:
             self._closed = True
             while self._waiting:
                 _, future = self._waiting.popleft()
                 _settle(future, RedisUnavailable("this bridge has stopped"))
+
+    async def _linger(self) -> None:
+        source = self._source_of(self._waiting[0][0])
+        if self._linger_seconds and source != self._carried_source:
+            pause = self._carried_at + self._linger_seconds - asyncio.get_running_loop().time()
+            if pause > 0:
+                await asyncio.sleep(pause)
 
     async def _carry_one_batch(self) -> None:
         items: list[Item] = []
@@ -64,6 +83,8 @@ class Batcher(Generic[Item, Result]):
             items.append(item)
             futures.append(future)
             size += self._size_of(item)
+        self._carried_at = asyncio.get_running_loop().time()
+        self._carried_source = self._source_of(items[-1])
         results: Sequence[Result | Exception]
         try:
             results = await self._carry(items)
