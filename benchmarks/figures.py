@@ -1,0 +1,48 @@
+"""Names and units of the measured figures, percentiles and medians. Knows no load and no report."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+Figures = Mapping["Metric", float]
+"""What one load measured of one service."""
+
+
+class Metric(StrEnum):
+    """A measured figure; the values are the names in the JSON report."""
+
+    CPU_US = "server_cpu_us"
+    """Processor time of service and Redis for each token or delivery, µs."""
+    REDIS_CPU_US = "redis_cpu_us"
+    """Redis' part of it, µs."""
+    LOAD_CPU_US = "load_cpu_us"
+    """Processor time of the load processes, µs: tells whether they were the bottleneck."""
+    FOREIGN_PERCENT = "foreign_cpu_percent"
+    """What all other processes used meanwhile, in % of all cores: figures with much of it are worth little."""
+    PER_SECOND = "per_second"
+    """Tokens or deliveries a second."""
+    PER_MESSAGE = "tokens_per_message"
+    """Tokens in a message that a reader receives."""
+    PRODUCE_P50_MS = "produce_p50_ms"
+    PRODUCE_P99_MS = "produce_p99_ms"
+    DELIVERY_P50_MS = "delivery_p50_ms"
+    """From just before the producer's call to the reader's receipt, ms."""
+    DELIVERY_P99_MS = "delivery_p99_ms"
+    READER_KIB = "kib_per_reader"
+    """Resident memory of the service that each idle reader adds, KiB."""
+    REDIS_CONNECTIONS = "redis_connections"
+    IDLE_CPU_PERCENT = "idle_cpu_percent"
+    """Processor time of service and Redis while nothing happens, in % of one core."""
+
+
+def percentile_ms(latencies_us: Sequence[int], percent: float) -> float:
+    """The nearest-rank percentile, in ms, of latencies in µs. There must be at least one."""
+    ordered = sorted(latencies_us)
+    rank = max(1, math.ceil(percent / 100 * len(ordered)))
+    return ordered[rank - 1] / 1000
+
+
+def medians(runs: Sequence[Figures]) -> dict[Metric, float]:
+    """Each figure's median over repeated runs, all of which must hold the same figures."""
+    return {metric: statistics.median(run[metric] for run in runs) for metric in runs[0]}

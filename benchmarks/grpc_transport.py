@@ -1,0 +1,93 @@
+"""The bridge, spoken to over gRPC with its generated stubs."""
+
+import itertools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import cast
+
+import grpc
+from grpc import aio
+
+from benchmarks.tokens import DeliveryError
+from llmbridge.v1 import bridge_service_pb2, bridge_service_pb2_grpc, stream_pb2, token_pb2
+
+CONNECT_TIMEOUT_S = 10.0
+MODEL_ID = "bench"
+
+
+class GrpcTransport:
+    """Calls on one or more channels, taken in turn."""
+
+    def __init__(self, channels: Sequence[aio.Channel]) -> None:
+        self._channels = channels
+        self._stubs = itertools.cycle([bridge_service_pb2_grpc.BridgeServiceStub(channel) for channel in channels])
+
+    @classmethod
+    async def connect(cls, target: str, channels: int) -> "GrpcTransport":
+        """Opens the channels and waits until all are connected. Raises TimeoutError."""
+        # Without a pool of its own, channels of one process to the same target share one connection.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        opened = [aio.insecure_channel(target, options=options) for _ in range(channels)]
+        transport = cls(opened)
+        try:
+            for channel in opened:
+                await channel.channel_ready()
+        except BaseException:
+            await transport.close()
+            raise
+        return transport
+
+    async def produce(self, stream: str, first_sequence: int, tokens: Sequence[str], *, final: bool) -> None:
+        """Appends with one Produce call, numbered as a careful client does."""
+        request = bridge_service_pb2.ProduceRequest(
+            tokens=[token_pb2.Token(text=text) for text in tokens],
+            stream=_ref(stream),
+            first_sequence=first_sequence,
+            producer_epoch=1,
+            producer_id="bench",
+        )
+        if final:
+            request.completion.finish_reason = token_pb2.FINISH_REASON_STOP
+        response = await next(self._stubs).Produce(request)
+        last = first_sequence + len(tokens) - 1 + final
+        if response.last_sequence != last or response.duplicate:
+            raise DeliveryError(f"stream {stream}: record {last} was answered with {response}")
+
+    async def read(self, stream: str, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
+        """Reads with one Subscribe call; heartbeats are passed over."""
+        request = bridge_service_pb2.SubscribeRequest(stream=_ref(stream))
+        call = next(self._stubs).Subscribe(request)
+        try:
+            await call.initial_metadata()
+            on_attached()
+            expected, completed = 1, False
+            while True:
+                message = await call.read()
+                if message is aio.EOF:
+                    break
+                response = cast("bridge_service_pb2.SubscribeResponse", message)
+                records = len(response.tokens) + response.HasField("completion")
+                if not records:
+                    continue
+                if response.first_sequence != expected or completed:
+                    raise DeliveryError(
+                        f"stream {stream}: expected record {expected}, received {response.first_sequence}; "
+                        f"completed before: {completed}"
+                    )
+                expected += records
+                completed = response.HasField("completion")
+                if response.tokens:
+                    yield [token.text for token in response.tokens]
+            code = await call.code()
+            if code is not grpc.StatusCode.OK or not completed:
+                raise DeliveryError(f"stream {stream}: ended with {code}, completed: {completed}")
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        for channel in self._channels:
+            await channel.close()
+
+
+def _ref(stream: str) -> stream_pb2.StreamRef:
+    return stream_pb2.StreamRef(session_id=stream, model_id=MODEL_ID)

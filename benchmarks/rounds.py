@@ -1,0 +1,83 @@
+"""What a load process is told to do, and what it reports: plain values that travel as JSON lines.
+
+A round is prepared (readers attach, connections open), then started by a word of the benchmark, so that the servers'
+processor time can be read in between. Knows nothing of transports and processes.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class ProduceRound:
+    """Appends tokens to streams, all streams at once, each with one call in flight."""
+
+    kind: ClassVar[str] = "produce"
+    streams: tuple[str, ...]
+    tokens: int
+    """For each stream."""
+    deadline_s: float
+    per_call: int = 1
+    interval_s: float = 0.0
+    """Between the starts of a stream's calls; 0 means the next one starts when the last is answered."""
+    first_sequence: int = 1
+    final: bool = True
+    """Whether the last call also ends the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRound:
+    """Reads streams to their ends, one reader for each name given; a name given twice gets two readers."""
+
+    kind: ClassVar[str] = "read"
+    streams: tuple[str, ...]
+    tokens: int
+    """Each stream's length."""
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRound:
+    """Reads one sealed stream from its beginning, several times, one fresh reader after the other."""
+
+    kind: ClassVar[str] = "replay"
+    stream: str
+    tokens: int
+    times: int
+    deadline_s: float
+
+
+Round = ProduceRound | ReadRound | ReplayRound
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What a load process did in a round."""
+
+    started_ns: int
+    ended_ns: int
+    tokens: int
+    """Produced, or delivered summed over the readers."""
+    messages: int
+    """Calls answered, or messages received."""
+    latencies_us: tuple[int, ...]
+    """Of each produce call, or from sending to receiving of each token; empty for a replay."""
+
+
+def round_to_json(spec: Round) -> dict[str, Any]:
+    """A round as values that JSON knows."""
+    return {"kind": spec.kind, **asdict(spec)}
+
+
+def round_from_json(value: dict[str, Any]) -> Round:
+    """The opposite of round_to_json. Raises ValueError for another kind of round."""
+    fields = dict(value)
+    kind = fields.pop("kind")
+    if kind == ReplayRound.kind:
+        return ReplayRound(**fields)
+    fields["streams"] = tuple(fields["streams"])
+    if kind == ProduceRound.kind:
+        return ProduceRound(**fields)
+    if kind == ReadRound.kind:
+        return ReadRound(**fields)
+    raise ValueError(f"unknown kind of round: {kind!r}")
