@@ -155,7 +155,9 @@ class _Guard:
     async def first_report(self) -> int | None:
         """Return the pid of redis-server, None when the guard does not come up."""
         try:
-            return await asyncio.wait_for(self.report(), _GUARD_START_S)
+            # Not wait_for: before Python 3.12 that loses a cancellation that comes together with the result.
+            async with asyncio.timeout(_GUARD_START_S):
+                return await self.report()
         except TimeoutError:
             return None
 

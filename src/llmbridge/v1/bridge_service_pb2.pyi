@@ -34,7 +34,9 @@ class _PositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Position.Val
     POSITION_EARLIEST: _Position.ValueType  # 2
     """At the earliest record that is left."""
     POSITION_LATEST: _Position.ValueType  # 3
-    """Only what is appended from now on; on a sealed stream, only the completion."""
+    """Only what is appended from now on; on a sealed stream, only the completion. The first message is a heartbeat with the
+    cursor that "now" means, so that a reader that is cut off before its first record can resume without a loss.
+    """
 
 class Position(_Position, metaclass=_PositionEnumTypeWrapper):
     """Where a reader without a cursor begins."""
@@ -46,7 +48,9 @@ POSITION_BEGINNING: Position.ValueType  # 1
 POSITION_EARLIEST: Position.ValueType  # 2
 """At the earliest record that is left."""
 POSITION_LATEST: Position.ValueType  # 3
-"""Only what is appended from now on; on a sealed stream, only the completion."""
+"""Only what is appended from now on; on a sealed stream, only the completion. The first message is a heartbeat with the
+cursor that "now" means, so that a reader that is cut off before its first record can resume without a loss.
+"""
 Global___Position: _TypeAlias = Position  # noqa: Y015
 
 @_typing.final

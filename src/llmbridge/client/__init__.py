@@ -1,0 +1,73 @@
+"""The asyncio client of the bridge: writes a response, reads a response, and never loses its place.
+
+    async with Client("127.0.0.1:50051") as client:
+        async with client.write("session", "model", "response") as writer:
+            await writer.text("Hello")
+        async for piece in client.subscribe("session", "model", "response").texts():
+            print(piece, end="")
+
+Needs neither the server's code nor Redis. `errors` draws the tree of what can be raised.
+"""
+
+from llmbridge.client.admin import StreamAdmin
+from llmbridge.client.client import Client
+from llmbridge.client.errors import (
+    BridgeFailure,
+    ClientClosed,
+    ClientError,
+    GenerationOver,
+    HistoryLost,
+    InvalidRequest,
+    LimitExceeded,
+    ProducerFenced,
+    ProtocolViolation,
+    ResponseFailed,
+    SequenceConflict,
+    SequenceGap,
+    StreamCompleted,
+    StreamExists,
+    StreamNotFound,
+    Unavailable,
+)
+from llmbridge.client.reader import Subscription, TextPieces
+from llmbridge.client.retry import RetryPolicy
+from llmbridge.client.values import FinishReason, Message, Position, Sealer
+from llmbridge.client.writer import Writer
+from llmbridge.model.names import StreamName
+from llmbridge.v1.token_pb2 import Completion, Generation, Role, Token, ToolCall, Usage
+
+__all__ = [
+    "BridgeFailure",
+    "Client",
+    "ClientClosed",
+    "ClientError",
+    "Completion",
+    "FinishReason",
+    "Generation",
+    "GenerationOver",
+    "HistoryLost",
+    "InvalidRequest",
+    "LimitExceeded",
+    "Message",
+    "Position",
+    "ProducerFenced",
+    "ProtocolViolation",
+    "ResponseFailed",
+    "RetryPolicy",
+    "Role",
+    "Sealer",
+    "SequenceConflict",
+    "SequenceGap",
+    "StreamAdmin",
+    "StreamCompleted",
+    "StreamExists",
+    "StreamName",
+    "StreamNotFound",
+    "Subscription",
+    "TextPieces",
+    "Token",
+    "ToolCall",
+    "Unavailable",
+    "Usage",
+    "Writer",
+]

@@ -1,0 +1,123 @@
+"""The client: one channel, and on it writers, readers and everything else that the bridge offers.
+
+Wires the parts together; what they promise is told in their own modules.
+"""
+
+from types import TracebackType
+from typing import Self
+
+from grpc_health.v1 import health_pb2
+
+from llmbridge.client.admin import StreamAdmin
+from llmbridge.client.connection import Connection
+from llmbridge.client.reader import Subscription
+from llmbridge.client.retry import RetryPolicy
+from llmbridge.client.values import Position, stream_name, stream_ref
+from llmbridge.client.writer import Writer
+from llmbridge.model.names import StreamName
+from llmbridge.v1.bridge_service_pb2 import CancelRequest, CancelResponse
+
+_DEFAULT_RETRY = RetryPolicy()
+
+
+class Client:
+    """A connection to the bridge, as an async context manager. Make one per process and event loop, and share it.
+
+    `address` is `host:port`, several `ip:port` divided by commas (the first that answers is used, the next when it is
+    gone), or a target in grpc's syntax. Nothing is sent before the first call. A stream is named by a StreamName or by
+    its session, model and response ids. Everything that talks to the bridge raises ClientError (see `errors`), and
+    ClientClosed once the block is left.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:50051", *, retry: RetryPolicy = _DEFAULT_RETRY) -> None:
+        self.address = address
+        self.retry = retry
+        self._open_connection: Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._open_connection is not None:
+            raise RuntimeError("a client is for one `async with` block")
+        self._open_connection = Connection(self.address, self.retry)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+
+    @property
+    def _connection(self) -> Connection:
+        if self._open_connection is None:
+            raise RuntimeError("a client works only inside its `async with` block")
+        return self._open_connection
+
+    @property
+    def streams(self) -> StreamAdmin:
+        """Create, inspect, list, trim and delete streams."""
+        return StreamAdmin(self._connection)
+
+    def write(
+        self,
+        stream: StreamName | str,
+        model_id: str = "",
+        response_id: str = "",
+        *,
+        producer_epoch: int = 0,
+        keep_alive_interval: float | None = None,
+        close_timeout: float = 5.0,
+    ) -> Writer:
+        """Make a writer for one response, to be used with `async with`; see Writer.
+
+        `keep_alive_interval` (seconds) is how long it may be silent before it tells the bridge that it lives; None: as
+        the bridge's setting asks. `close_timeout` (seconds) bounds storing the end when the task was cancelled.
+        """
+        return Writer(
+            self._connection,
+            stream_name(stream, model_id, response_id),
+            producer_epoch=producer_epoch,
+            keep_alive_interval=keep_alive_interval,
+            close_timeout=close_timeout,
+        )
+
+    def subscribe(
+        self,
+        stream: StreamName | str,
+        model_id: str = "",
+        response_id: str = "",
+        *,
+        after_cursor: str = "",
+        position: Position | None = None,
+        retry_for: float | None = None,
+        silence_timeout: float = 45.0,
+    ) -> Subscription:
+        """Read a stream from its beginning, after a cursor, or from a position, to be used with `async for`.
+
+        `retry_for` (seconds) is how long an outage may last, None for ever; see Subscription. `silence_timeout`
+        (seconds) is how long without message or heartbeat the connection counts as alive: three of the bridge's
+        heartbeats.
+        """
+        return Subscription(
+            self._connection,
+            stream_name(stream, model_id, response_id),
+            after_cursor=after_cursor,
+            position=position,
+            retry_for=retry_for,
+            silence_timeout=silence_timeout,
+        )
+
+    async def cancel(
+        self, stream: StreamName | str, model_id: str = "", response_id: str = "", *, reason: str = ""
+    ) -> CancelResponse:
+        """Stop a generation: when this returns the stream is sealed; the answer says how, and by whom. Idempotent."""
+        request = CancelRequest(stream=stream_ref(stream_name(stream, model_id, response_id)), reason=reason)
+        return await self._connection.unary(self._connection.bridge.Cancel, request)
+
+    async def is_serving(self, service: str = "") -> bool:
+        """Ask the bridge for its health, or one service's; False while it can't reach Redis or is draining.
+
+        Asks once. Raises Unavailable if there is no answer, BridgeFailure if the service is not known.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        with self._connection.translating(own_deadline=True):
+            answer = await self._connection.health.Check(request, timeout=self.retry.attempt_timeout)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

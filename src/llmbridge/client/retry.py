@@ -1,0 +1,46 @@
+"""How often and how long a failed request is tried again. Pure: knows no clock and no connection."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again; all times in seconds.
+
+    The waits grow from `first_delay` by `multiplier` up to `longest_delay`; each is cut by up to half at random, so
+    that clients which lost the same bridge don't come back in step. `attempt_timeout` bounds one attempt of a unary
+    request, `give_up_after` all its attempts together.
+    """
+
+    first_delay: float = 0.05
+    multiplier: float = 2.0
+    longest_delay: float = 3.0
+    attempt_timeout: float = 5.0
+    give_up_after: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first_delay <= self.longest_delay or self.multiplier < 1:
+            raise ValueError("delays must be positive and must not shrink")
+        if self.attempt_timeout <= 0 or self.give_up_after <= 0:
+            raise ValueError("attempt_timeout and give_up_after must be positive")
+
+
+class Backoff:
+    """The waits of one series of failures."""
+
+    def __init__(self, policy: RetryPolicy, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._policy = policy
+        self._uniform = uniform
+        self._delay = policy.first_delay
+
+    def next_delay(self, minimum: float = 0.0) -> float:
+        """Say how long to wait now: at least `minimum` (what the bridge asked for), plus jitter. In seconds."""
+        delay = self._delay
+        self._delay = min(delay * self._policy.multiplier, self._policy.longest_delay)
+        return max(minimum, delay / 2) + self._uniform(0.0, delay / 2)
+
+    def reset(self) -> None:
+        """Begin anew: the last attempt succeeded."""
+        self._delay = self._policy.first_delay

@@ -1,0 +1,129 @@
+"""The demo as users run it: real bridge, real Redis, real model; it passes, and it fails when it should."""
+
+import asyncio
+import io
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from llmbridge.cli import openai_source
+from llmbridge.cli.demo import FAILED, INTERRUPTED, NOT_RUN, PASSED, DemoOptions, run_demo
+from llmbridge.cli.model_server import ModelServerError, find_model
+from llmbridge.client.openai_tokens import openai_records
+from llmbridge.server.embedded_redis import EmbeddedRedisError, find_redis_server
+from llmbridge.v1.token_pb2 import Completion, Token
+from tests.support.processes import ended
+
+pytest.importorskip("openai", reason="the extra 'openai' is not installed")
+
+
+def missing() -> str:
+    try:
+        find_model()
+        find_redis_server()
+    except (ModelServerError, EmbeddedRedisError) as error:
+        return str(error)
+    return ""
+
+
+MISSING = missing()
+needs_everything = pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")
+QUICK = DemoOptions(max_tokens=160, cut_after=20, down_seconds=0.1)
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+async def run(options: DemoOptions = QUICK) -> tuple[int, str]:
+    out = io.StringIO()
+    before = set(children())
+    code = await run_demo(options, Console(file=out, width=160))
+    assert set(children()) == before
+    return code, out.getvalue()
+
+
+@needs_everything
+async def test_it_passes_and_leaves_nothing_behind() -> None:
+    code, shown = await run()
+    assert code == PASSED, shown
+    assert shown.splitlines()[-1] == "PASS"
+    assert "reader B : cut off after 20 tokens" in shown
+    assert "reader B : resumed after token" in shown
+    assert "✗" not in shown
+    assert shown.count("✓") == 7
+
+
+@needs_everything
+async def test_a_wrong_text_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def mishear(chunks: Any, **options: Any) -> AsyncIterator[Token | Completion]:
+        number = 0
+        async for record in openai_records(chunks, **options):
+            number += 1
+            if isinstance(record, Token) and number == 30:
+                record.text += "!"
+            yield record
+
+    monkeypatch.setattr(openai_source, "openai_records", mishear)
+    code, shown = await run()
+    assert code == FAILED
+    assert shown.splitlines()[-1] == "FAIL"
+    assert "✗ reader A: the text is what the model sent: at character" in shown
+    assert "✗ reader B: the text is what the model sent: at character" in shown
+
+
+@needs_everything
+async def test_an_answer_too_short_to_be_cut_fails_it() -> None:
+    code, shown = await run(DemoOptions(max_tokens=10, cut_after=20))
+    assert code == FAILED
+    assert "the answer ended after 10 tokens, before the connection was to be cut" in shown
+
+
+@needs_everything
+async def test_it_ends_in_time_and_says_who_was_not_done() -> None:
+    code, shown = await run(DemoOptions(time_limit_seconds=0.5))
+    assert code == FAILED
+    assert "· stopped after 0.5 s" in shown
+    assert "the producer did not complete" in shown
+
+
+@needs_everything
+async def test_an_endpoint_that_is_not_there_is_told() -> None:
+    code, shown = await run(DemoOptions(base_url="http://127.0.0.1:1/v1"))
+    assert code == NOT_RUN
+    assert "the connection to http://127.0.0.1:1/v1 failed" in shown
+
+
+DEMO = """
+import typer
+from llmbridge.cli.demo import demo
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(demo)
+app()
+"""
+
+
+@needs_everything
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+async def test_nothing_is_left_when_it_is_stopped_in_the_middle(number: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DEMO, stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(50):
+        while line := await process.stdout.readline():
+            if line.startswith(b"reader B :"):
+                break
+        assert line, "the demo ended before it was stopped"
+        started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        # The bridge, its Redis with a guard, and the model.
+        assert len(started) == 4
+        process.send_signal(number)
+        await process.communicate()
+        assert process.returncode == (INTERRUPTED if number is signal.SIGINT else -number)
+        assert await ended(started)

@@ -1,0 +1,256 @@
+"""A bridge in memory that fails on command: a real gRPC server, so that clients meet real connections and statuses.
+
+It keeps the contract where the client's tests rely on it and takes shortcuts elsewhere. Faults are scripted: each call
+takes the next of its method's faults; without one it serves.
+"""
+
+# ruff: noqa: N802 - the contract names the methods
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from llmbridge.v1 import bridge_service_pb2 as bridge_pb2
+from llmbridge.v1 import stream_pb2, token_pb2
+from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceServicer, add_BridgeServiceServicer_to_server
+from llmbridge.v1.stream_admin_service_pb2_grpc import add_StreamAdminServiceServicer_to_server
+from tests.support.fake_admin import FakeAdmin
+from tests.support.fake_log import Key, Log, Logs, completed, key_of
+from tests.support.faults import Context, Fault, fail, maybe_fail
+from tests.support.tasks import no_tasks_left
+
+KEY: Key = ("s", "m", "r")
+"""The stream that tests use when one is enough."""
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    # As the real bridge: clients may ping every 10 s.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+
+class FakeBridge(BridgeServiceServicer):
+    """Use as `async with FakeBridge() as bridge`; `address` stays the same over `stop` and `start`."""
+
+    def __init__(self, *, seed: int = 0, heartbeat: float = 15.0, lost_ms: int = 120_000) -> None:
+        self.heartbeat = heartbeat
+        self.lost_ms = lost_ms
+        self.largest_message = 8
+        self.linger = 0.0
+        """How long, in seconds, the end of a Subscribe call comes after the completion."""
+        self.logs = Logs()
+        self.admin = FakeAdmin(self.logs, self.notify)
+        self.health = health.aio.HealthServicer()
+        self.produce_faults: deque[Fault] = deque()
+        self.subscribe_faults: deque[Fault] = deque()
+        self.cancel_faults: deque[Fault] = deque()
+        self.keep_alive_faults: deque[Fault] = deque()
+        self.alter_response: Callable[[bridge_pb2.SubscribeResponse], None] = lambda response: None
+        self.produced: list[bridge_pb2.ProduceRequest] = []
+        self.subscribed: list[bridge_pb2.SubscribeRequest] = []
+        self.kept_alive: list[bridge_pb2.KeepAliveRequest] = []
+        self.readers = 0
+        self.endings: list[str] = []
+        """How each Subscribe call ended: `served` to its end, `failed`, or `cancelled` by the client."""
+        self._port = 0
+        self._random = random.Random(seed)
+        self._changed = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=_OPTIONS)
+        add_BridgeServiceServicer_to_server(self, self._server)
+        add_StreamAdminServiceServicer_to_server(self.admin, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        self._port = self._server.add_insecure_port(self.address)
+        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Break all connections."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(None)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    @property
+    def log(self) -> Log:
+        """The log of the stream that tests use when one is enough."""
+        return self.logs[KEY]
+
+    def notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something that happens here makes the condition true."""
+        async with asyncio.timeout(10):
+            while not condition():
+                await self._changed.wait()
+
+    def append(self, *texts: str, key: Key = KEY) -> None:
+        """Append text tokens without a call."""
+        self.logs.get_or_create(key).tokens.extend(token_pb2.Token(text=text) for text in texts)
+        self.notify()
+
+    def seal(
+        self,
+        finish_reason: token_pb2.FinishReason.ValueType = token_pb2.FINISH_REASON_STOP,
+        message: str = "",
+        *,
+        sealer: stream_pb2.Sealer.ValueType = stream_pb2.SEALER_PRODUCER,
+        key: Key = KEY,
+    ) -> None:
+        """Append a completion without a call."""
+        log = self.logs.get_or_create(key)
+        log.completion = token_pb2.Completion(finish_reason=finish_reason, error_message=message)
+        log.sealer = sealer
+        self.notify()
+
+    async def Produce(self, request: bridge_pb2.ProduceRequest, context: Context) -> bridge_pb2.ProduceResponse:
+        self.produced.append(request)
+        self.notify()
+        async with maybe_fail(self.produce_faults, context):
+            refusal = self.logs.append(request)
+            if refusal is not None:
+                await fail(context, refusal)
+            self.notify()
+        last = request.first_sequence + len(request.tokens) + request.HasField("completion") - 1
+        return bridge_pb2.ProduceResponse(cursor=self.logs[key_of(request.stream)].cursor(last), last_sequence=last)
+
+    async def Cancel(self, request: bridge_pb2.CancelRequest, context: Context) -> bridge_pb2.CancelResponse:
+        key = key_of(request.stream)
+        async with maybe_fail(self.cancel_faults, context):
+            log = self.logs.get_or_create(key)
+            sealed_now = log.completion is None
+            if sealed_now:
+                cancelled = token_pb2.FINISH_REASON_CANCELLED
+                self.seal(cancelled, request.reason, sealer=stream_pb2.SEALER_CANCEL, key=key)
+        assert log.completion is not None
+        return bridge_pb2.CancelResponse(
+            cursor=log.cursor(log.last),
+            last_sequence=log.last,
+            finish_reason=log.completion.finish_reason,
+            sealer=log.sealer,
+            sealed_now=sealed_now,
+        )
+
+    async def KeepAlive(self, request: bridge_pb2.KeepAliveRequest, context: Context) -> bridge_pb2.KeepAliveResponse:
+        self.kept_alive.append(request)
+        self.notify()
+        async with maybe_fail(self.keep_alive_faults, context):
+            log = self.logs.get(key_of(request.stream))
+            if log is None:
+                await fail(context, Fault("STREAM_NOT_FOUND"))
+            if log.completion is not None:
+                await fail(context, completed(log))
+        return bridge_pb2.KeepAliveResponse(producer_lost_ms=self.lost_ms)
+
+    async def Subscribe(
+        self, request: bridge_pb2.SubscribeRequest, context: Context
+    ) -> AsyncIterator[bridge_pb2.SubscribeResponse]:
+        self.subscribed.append(request)
+        fault = self.subscribe_faults.popleft() if self.subscribe_faults else None
+        await context.send_initial_metadata(())
+        self.readers += 1
+        self.notify()
+        ending = "cancelled"
+        try:
+            async with aclosing(self._serve(request, context, fault)) as responses:
+                async for response in responses:
+                    self.alter_response(response)
+                    yield response
+            ending = "served"
+        except grpc.aio.AbortError:
+            ending = "failed"
+            raise
+        finally:
+            self.readers -= 1
+            self.endings.append(ending)
+            self.notify()
+
+    async def _serve(
+        self, request: bridge_pb2.SubscribeRequest, context: Context, fault: Fault | None
+    ) -> AsyncGenerator[bridge_pb2.SubscribeResponse]:
+        key = key_of(request.stream)
+        position = await self._attach(request, context)
+        left = fault.after_records if fault is not None else 0
+        while True:
+            if fault is not None and left == 0:
+                await fail(context, fault)
+            log = self.logs.get(key)
+            if log is None and position:
+                await fail(context, Fault("EXPIRED", metadata={"earliest_cursor": ""}))
+            if log is None or log.last <= position:
+                if log is not None and log.completion is not None:
+                    await asyncio.sleep(self.linger)
+                    return
+                try:
+                    await asyncio.wait_for(self._changed.wait(), self.heartbeat)
+                except TimeoutError:
+                    yield bridge_pb2.SubscribeResponse(cursor=log.cursor(position) if log and position else "")
+                continue
+            count = min(self._random.randint(1, self.largest_message), log.last - position)
+            if fault is not None:
+                count = min(count, left)
+                left -= count
+            yield _message(log, position, count)
+            position += count
+
+    async def _attach(self, request: bridge_pb2.SubscribeRequest, context: Context) -> int:
+        """Say after which sequence the reader begins."""
+        log = self.logs.get(key_of(request.stream))
+        if log is None:
+            if request.after_cursor:
+                await fail(context, Fault("EXPIRED", metadata={"earliest_cursor": ""}))
+            return 0
+        earliest = {"earliest_cursor": log.cursor(log.first - 1)}
+        if request.after_cursor:
+            incarnation, _, sequence = request.after_cursor.partition("-")
+            if int(incarnation) != log.incarnation:
+                await fail(context, Fault("RESTARTED", metadata=earliest))
+            position = int(sequence)
+        elif request.position == bridge_pb2.POSITION_LATEST:
+            return len(log.tokens)
+        elif request.position == bridge_pb2.POSITION_EARLIEST:
+            return log.first - 1
+        else:
+            position = 0
+        if position + 1 < log.first:
+            await fail(context, Fault("TRIMMED", metadata=earliest))
+        return position
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[FakeBridge]:
+    """Run a bridge, and check afterwards that nobody left a task behind."""
+    before = asyncio.all_tasks()
+    async with FakeBridge() as bridge:
+        yield bridge
+    await no_tasks_left(before)
+
+
+def _message(log: Log, position: int, count: int) -> bridge_pb2.SubscribeResponse:
+    tokens = log.tokens[position : position + count]
+    return bridge_pb2.SubscribeResponse(
+        tokens=tokens,
+        completion=log.completion if len(tokens) < count else None,
+        first_sequence=position + 1,
+        cursor=log.cursor(position + count),
+        appended_ms=1_700_000_000_000 + position + count,
+    )

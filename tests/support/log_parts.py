@@ -1,0 +1,141 @@
+"""The parts that write to Redis, without gRPC; and what they left there."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+
+from llmbridge.errors import Completed, Fenced, SequenceConflict, SequenceGap
+from llmbridge.log.appending import Appended, AppendLog, LogDefaults, Overlap
+from llmbridge.log.commands import Commands
+from llmbridge.log.connections import Connector
+from llmbridge.log.exchange import Exchange
+from llmbridge.log.keys import Keys
+from llmbridge.log.open_streams import OpenStreams
+from llmbridge.log.sealing import SealLog
+from llmbridge.log.streams import StreamLog
+from llmbridge.model.names import StreamName
+from llmbridge.model.records import Append, FinishReason, Producer, Sealer
+from llmbridge.produce.append import Produce
+from llmbridge.sequencing import Decision
+from tests.support.model_log import WIRE, Create, Outcome, Seal, Step, StoredEntry
+
+DAY_MS = 86_400_000
+NO_LIMITS = LogDefaults(retention_ms=DAY_MS, max_length=0, max_stream_tokens=1_000_000)
+TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class LogParts:
+    """What writes to one Redis, and a plain client to look with."""
+
+    keys: Keys
+    appends: AppendLog
+    produce: Produce
+    seals: SealLog
+    streams: StreamLog
+    open_streams: OpenStreams
+    client: "redis.asyncio.Redis"
+    retention_ms: int
+
+    async def store(self, name: StreamName, step: Step) -> None:
+        """Store something that the rules allow."""
+        match step:
+            case Create():
+                await self.streams.create(name, None, None, self.retention_ms)
+            case Append():
+                assert isinstance(await self.appends.append(name, step), Appended)
+            case Seal():
+                assert (await self.seal(name, step))[0]
+
+    async def append(self, name: StreamName, request: Append) -> Outcome:
+        """Call the script once."""
+        return await outcome_of(self.appends, name, request)
+
+    async def produce_outcome(self, name: StreamName, request: Append) -> Outcome:
+        """Store a request as the RPC does."""
+        return await outcome_of(self.produce, name, request)
+
+    async def seal(self, name: StreamName, seal: Seal) -> tuple[bool, int, FinishReason, Sealer]:
+        """Seal; tells whether it was now, the completion's number, and how."""
+        made = await self.seals.seal(name, seal.sealer, seal.finish_reason, seal.fragment)
+        assert made is not None
+        return made.sealed_now, made.cursor.sequence, made.finish_reason, made.sealer
+
+    async def entries(self, name: StreamName) -> list[StoredEntry]:
+        """Read what is stored."""
+        found: Any = await self.client.xrange(self.keys.stream(name).log)
+        return [_entry(entry_id, fields) for entry_id, fields in found]
+
+    async def forget_scripts(self) -> None:
+        await self.client.script_flush()
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEntry:
+    sealer, finish = fields.get(b"s"), fields.get(b"f")
+    entry = StoredEntry(
+        last=int(entry_id.partition(b"-")[2]),
+        records=int(fields[b"n"]),
+        fragment=fields[b"b"],
+        producer=Producer(int(fields[b"e"]), fields[b"p"].decode()) if b"e" in fields else None,
+        sealer=Sealer(sealer.decode()) if sealer else None,
+        finish_reason=FinishReason(finish.decode()) if finish else None,
+    )
+    assert entry.checksum == fields[b"h"].decode()
+    return entry
+
+
+async def outcome_of(log: AppendLog | Produce, name: StreamName, request: Append) -> Outcome:
+    """Append, and put what comes of it, answer or error, as the model does."""
+    try:
+        done = await log.append(name, request)
+    except SequenceGap as error:
+        return Outcome(Decision.GAP, (int(error.metadata["expected"]),))
+    except Fenced as error:
+        return Outcome(Decision.FENCED, (int(error.metadata["epoch"]),))
+    except SequenceConflict as error:
+        return Outcome(Decision.CONFLICT, (int(error.metadata["sequence"]),))
+    except Completed as error:
+        finish = FinishReason[error.metadata["finish_reason"].removeprefix("FINISH_REASON_")]
+        return Outcome(Decision.COMPLETED, (finish, Sealer[error.metadata["sealer"].removeprefix("SEALER_")]))
+    if isinstance(done, Overlap):
+        return Outcome(Decision.OVERLAP, (done.last,))
+    decision = Decision.DUPLICATE if done.duplicate else Decision.APPEND
+    return Outcome(decision, (done.cursor.sequence, done.cursor.checksum))
+
+
+@asynccontextmanager
+async def log_parts(
+    url: str, prefix: str, defaults: LogDefaults = NO_LIMITS, **settings: Any
+) -> AsyncIterator[LogParts]:
+    """Run the parts while the context lasts."""
+    keys = Keys(prefix, settings.get("partitions", 4))
+    timeout_seconds = settings.get("timeout_seconds", TIMEOUT_SECONDS)
+    connector = Connector(url, timeout_seconds)
+    append_exchange = Exchange(connector, "append", timeout_seconds)
+    command_exchange = Exchange(connector, "commands", timeout_seconds)
+    appends = AppendLog(append_exchange, keys, defaults)
+    commands = Commands(command_exchange)
+    runs = [asyncio.create_task(appends.run()), asyncio.create_task(commands.run())]
+    try:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            yield LogParts(
+                keys,
+                appends,
+                Produce(appends, WIRE),
+                SealLog(commands, keys, defaults),
+                StreamLog(commands, keys),
+                OpenStreams(commands, keys),
+                client,
+                defaults.retention_ms,
+            )
+    finally:
+        for run in runs:
+            run.cancel()
+        ended = await asyncio.gather(*runs, return_exceptions=True)
+        await append_exchange.close()
+        await command_exchange.close()
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended), ended

@@ -1,0 +1,148 @@
+"""A stream as it should be, kept by folding what the rules decide: what tests compare Redis with."""
+
+from dataclasses import dataclass, field
+
+from llmbridge.model.cursor import NO_CHECKSUM
+from llmbridge.model.records import Append, FinishReason, Producer, Sealer, checksum_of
+from llmbridge.rpc.wire import ProtoWire
+from llmbridge.sequencing import Decision, LogState, Span, decide
+
+WIRE = ProtoWire()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an append, and what is told with it.
+
+    APPEND, DUPLICATE: sequence and checksum; OVERLAP: last; GAP: expected; FENCED: epoch; CONFLICT: sequence;
+    COMPLETED: finish reason and sealer.
+    """
+
+    decision: Decision
+    answer: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry of a log; the header has no records."""
+
+    last: int
+    records: int
+    fragment: bytes
+    producer: Producer | None
+    sealer: Sealer | None = None
+    finish_reason: FinishReason | None = None
+
+    @property
+    def first(self) -> int:
+        return self.last - self.records + 1
+
+    @property
+    def checksum(self) -> str:
+        return checksum_of(self.fragment)
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """CreateStream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A seal made by the bridge."""
+
+    sealer: Sealer
+    finish_reason: FinishReason
+
+    @property
+    def fragment(self) -> bytes:
+        return WIRE.completion(self.finish_reason, "why")
+
+
+Step = Create | Append | Seal
+
+
+@dataclass
+class ModelLog:
+    """One stream; without entries it is absent."""
+
+    entries: list[StoredEntry] = field(default_factory=list)
+
+    @property
+    def state(self) -> LogState | None:
+        if not self.entries:
+            return None
+        last = self.entries[-1]
+        spans = tuple(Span(entry.first, entry.last, entry.checksum) for entry in self.entries if entry.records)
+        return LogState(last.last, last.producer, last.sealer, last.finish_reason, spans)
+
+    @property
+    def last(self) -> int:
+        return self.entries[-1].last if self.entries else 0
+
+    @property
+    def sealed(self) -> bool:
+        return bool(self.entries) and self.entries[-1].sealer is not None
+
+    def store(self, step: Step) -> None:
+        """Store something without asking the rules."""
+        producer = self.entries[-1].producer if self.entries else None
+        match step:
+            case Create():
+                entry = StoredEntry(0, 0, b"", None)
+            case Seal(sealer, finish_reason):
+                entry = StoredEntry(self.last + 1, 1, step.fragment, producer, sealer, finish_reason)
+            case Append():
+                last, by_producer = self.last + step.records, Sealer.PRODUCER if step.finish_reason else None
+                entry = StoredEntry(last, step.records, step.fragment, step.producer, by_producer, step.finish_reason)
+        self.entries.append(entry)
+
+    def append(self, request: Append) -> Outcome:
+        """Do what the rules say, as one call of the script does."""
+        decision = decide(self.state, request)
+        state = self.state or LogState()
+        match decision:
+            case Decision.APPEND:
+                self.store(request)
+                return Outcome(decision, (self.last, checksum_of(request.fragment)))
+            case Decision.DUPLICATE:
+                last = request.first + request.records - 1
+                return Outcome(decision, (last, self._checksum_at(last)))
+            case Decision.OVERLAP:
+                return Outcome(decision, (self.last,))
+            case Decision.GAP:
+                return Outcome(decision, (self.last + 1,))
+            case Decision.FENCED:
+                assert state.producer is not None
+                return Outcome(decision, (state.producer.epoch,))
+            case Decision.CONFLICT:
+                # The number at which request and log disagree: the completion's where there is one.
+                completes = request.finish_reason is not None
+                return Outcome(decision, (request.first + request.tokens if completes else request.first,))
+            case Decision.COMPLETED:
+                assert state.finish_reason is not None
+                assert state.sealer is not None
+                return Outcome(decision, (state.finish_reason, state.sealer))
+
+    def produce(self, request: Append) -> Outcome:
+        """Do what Produce does: slice a request of which the first part is stored already."""
+        outcome = self.append(request)
+        if outcome.decision is not Decision.OVERLAP:
+            return outcome
+        stored = self.last - request.first + 1
+        fragment = WIRE.skip(request.fragment, stored)
+        rest = Append(self.last + 1, request.tokens - stored, request.finish_reason, request.producer, fragment)
+        return self.append(rest)
+
+    def seal(self, seal: Seal) -> tuple[bool, int, FinishReason, Sealer]:
+        """Seal unless sealed. Tells whether it was now, the completion's number, and how."""
+        now = not self.sealed
+        if now:
+            self.store(seal)
+        last = self.entries[-1]
+        assert last.finish_reason is not None
+        assert last.sealer is not None
+        return now, last.last, last.finish_reason, last.sealer
+
+    def _checksum_at(self, sequence: int) -> str:
+        return next((e.checksum for e in self.entries if e.first <= sequence <= e.last), NO_CHECKSUM)
