@@ -10,7 +10,7 @@ from llmbridge.client import Client
 async def write(client: Client, response_id: str) -> None:
     """Play the model backend."""
     async with client.write("session-1", "demo-model", response_id) as writer:
-        for word in "every token, once, in order, with an end".split(" "):
+        for word in ("every", "token,", "once,", "in", "order,", "with", "an", "end"):
             await writer.text(word + " ")
 
 

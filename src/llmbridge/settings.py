@@ -20,8 +20,17 @@ class SettingsError(ValueError):
 
 
 def _checked_url(url: SecretStr) -> SecretStr:
-    if urlsplit(url.get_secret_value()).scheme not in _URL_SCHEMES:
-        raise ValueError("must begin with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(url.get_secret_value())
+        has_place = parts.path if parts.scheme == "unix" else parts.hostname and parts.port != 0
+    except ValueError:
+        # Python's message would repeat the address, and the password in it.
+        has_place = None
+    else:
+        if parts.scheme not in _URL_SCHEMES:
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+    if not has_place or (parts.fragment and parts.scheme != "unix"):
+        raise ValueError("is not a URL of Redis: percent-encode what is special in user name and password (/ ? # @ %)")
     return url
 
 
@@ -98,7 +107,8 @@ class Settings(BaseSettings):
         if self.redis_host is None:
             return None
         password = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
-        return f"redis://{password}{self.redis_host}:{self.redis_port}/{self.redis_db}"
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        return f"redis://{password}{host}:{self.redis_port}/{self.redis_db}"
 
 
 def _is_loopback(host: str) -> bool:

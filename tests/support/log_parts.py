@@ -76,15 +76,16 @@ class LogParts:
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEntry:
     sealer, finish = fields.get(b"s"), fields.get(b"f")
+    _, checksum, _, *producer = fields[b"i"].split(b" ", 4)
     entry = StoredEntry(
         last=int(entry_id.partition(b"-")[2]),
         records=int(fields[b"n"]),
         fragment=fields[b"b"],
-        producer=Producer(int(fields[b"e"]), fields[b"p"].decode()) if b"e" in fields else None,
+        producer=Producer(int(producer[0]), producer[1].decode()) if producer else None,
         sealer=Sealer(sealer.decode()) if sealer else None,
         finish_reason=FinishReason(finish.decode()) if finish else None,
     )
-    assert entry.checksum == fields[b"h"].decode()
+    assert entry.checksum == checksum.decode()
     return entry
 
 

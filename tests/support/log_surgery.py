@@ -42,15 +42,9 @@ class LogSurgery:
                 step.xadd(self.key, stored, id=entry_id)
             for texts, fragment in zip(entries, fragments, strict=True):
                 last += len(texts)
-                fields: dict[Any, Any] = {
-                    "n": len(texts),
-                    "t": 1_760_000_000_000,
-                    "h": f"{zlib.crc32(fragment):08x}",
-                    "m": max(map(len, fragments)),
-                    "b": fragment,
-                    "e": 0,
-                    "p": "",
-                }
+                appended_ms, largest, epoch, producer_id = 1_760_000_000_000, max(map(len, fragments)), 0, ""
+                info = f"{appended_ms} {zlib.crc32(fragment):08x} {largest} {epoch} {producer_id}"
+                fields: dict[Any, Any] = {"n": len(texts), "b": fragment, "i": info}
                 step.xadd(self.key, fields, id=f"{incarnation}-{last}")
             step.pexpire(self.key, 60_000)
             step.execute()

@@ -1,5 +1,7 @@
 """The tail of one stream: what it takes, what it keeps, and whom it serves."""
 
+from collections.abc import Callable
+
 import pytest
 
 from llmbridge.hub.tail import MESSAGE_BYTES, WINDOW_BYTES, WINDOW_ENTRIES, Tail
@@ -172,11 +174,12 @@ class TestWhoIsLive:
 class TestWaiting:
     async def test_all_are_woken_by_each_kind_of_change(self) -> None:
         tail = new_tail()
-        for change in (
+        changes: tuple[Callable[[], None], ...] = (
             lambda: tail.extend(run(1, "a")),
             lambda: tail.jump(Tip(Cursor(7, 5, "0badcafe"), 10, False)),
             tail.close,
-        ):
+        )
+        for change in changes:
             waiting = [tail.wait() for _ in range(3)]
             change()
             assert all(future.done() for future in waiting)

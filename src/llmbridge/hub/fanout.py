@@ -34,26 +34,17 @@ class Fanout:
 
     @asynccontextmanager
     async def follow(self, log: str) -> AsyncIterator[Tail]:
-        """Share a stream's tail, fresh from here on: what is appended after this is entered will show up in it.
+        """Share a stream's tail, fresh from here on.
 
-        Raises RedisUnavailable when Redis does not answer within the attach timeout.
+        It stands where the log stood after this was called or later, never at an earlier stream of the same name, and
+        what is appended from then on will show up in it. Raises RedisUnavailable when Redis does not answer within the
+        attach timeout, and whatever keeps the log from being read.
         """
-        tail = self._tails.get(log)
-        if tail is None:
-            tail = self._tails[log] = Tail(log, self._wire)
-            self._subscribe(tail)
-        tail.readers += 1
+        tail = await self._join(log)
         try:
-            try:
-                async with asyncio.timeout(self._attach_timeout_seconds):
-                    await tail.ready.wait()
-            except TimeoutError:
-                raise RedisUnavailable("it does not answer") from None
             yield tail
         finally:
-            tail.readers -= 1
-            if tail.readers == 0:
-                self._forget(tail)
+            self._leave(tail)
 
     @property
     def tails(self) -> int:
@@ -72,9 +63,43 @@ class Fanout:
             tasks.create_task(self._refresh_stale(), name="hub, refresh")
             tasks.create_task(self._poll(), name="hub, poll")
 
+    async def _join(self, log: str) -> Tail:
+        while True:
+            tail = self._tails.get(log)
+            shared = tail is not None
+            if tail is None:
+                tail = self._tails[log] = Tail(log, self._wire)
+                self._subscribe(tail)
+            tail.readers += 1
+            try:
+                async with asyncio.timeout(self._attach_timeout_seconds):
+                    await tail.ready.wait()
+                if shared and not tail.closed:
+                    # Its wake-up of a deletion may be late or lost: no new reader may see what is deleted.
+                    await self._read(tail)
+            except BaseException as error:
+                self._leave(tail)
+                if isinstance(error, TimeoutError):
+                    raise RedisUnavailable("it does not answer") from None
+                raise
+            if not tail.closed:
+                return tail
+            self._leave(tail)
+            if tail.failure is not None:
+                raise tail.failure
+
+    def _leave(self, tail: Tail) -> None:
+        tail.readers -= 1
+        if tail.readers == 0:
+            self._forget(tail)
+
     def _subscribe(self, tail: Tail) -> None:
         def listener(message: bytes | None) -> None:
-            wake_up = WakeUp.parse(message) if message else None
+            try:
+                wake_up = WakeUp.parse(message) if message else None
+            except ValueError:
+                # Anybody may publish, a bridge of another version too; the log is what counts.
+                wake_up = None
             if wake_up is not None and tail.accept(wake_up):
                 self._poll_soon(tail)
             else:
@@ -99,6 +124,14 @@ class Fanout:
                     tasks.create_task(self._refresh(tail), name=f"hub, refresh {tail.log}")
 
     async def _refresh(self, tail: Tail) -> None:
+        try:
+            await self._read(tail)
+        except RedisUnavailable as error:
+            # The reader's attach timeout and the safety poll bound how long this can last.
+            logger.debug("%s can't be read now: %s", tail.log, error)
+
+    async def _read(self, tail: Tail) -> None:
+        """Bring a tail to where its log stands, or close it. Raises RedisUnavailable."""
         before = tail.cursor
         try:
             if before is None:
@@ -116,14 +149,13 @@ class Fanout:
         except HistoryGone:
             self._forget(tail)
             tail.close()
-        except RedisUnavailable as error:
-            # The reader's attach timeout and the safety poll bound how long this can last.
-            logger.debug("%s can't be read now: %s", tail.log, error)
-        except Exception:
-            # Whatever it is, it concerns this stream alone: its readers meet it themselves when they read the log.
+        except RedisUnavailable:
+            raise
+        except Exception as error:
+            # Whatever it is, it concerns this stream alone.
             logger.exception("%s can't be followed", tail.log)
             self._forget(tail)
-            tail.close()
+            tail.close(error)
 
     async def _begin(self, tail: Tail) -> None:
         tip = await self._reader.tip(tail.log)

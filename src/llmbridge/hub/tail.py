@@ -11,7 +11,7 @@ from collections import deque
 
 from llmbridge.log.reading import Tip
 from llmbridge.log.wakeups import Subscription, WakeUp
-from llmbridge.model.cursor import Cursor
+from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.records import Run
 from llmbridge.model.wire import Wire
 
@@ -24,12 +24,13 @@ MESSAGE_BYTES = 65_536
 
 
 class Chunk:
-    """A run in the window, and its message, encoded when the first reader asks for it."""
+    """A run in the window, the checksum of the entry before it, and its message, encoded when the first reader asks."""
 
-    __slots__ = ("message", "run", "size")
+    __slots__ = ("message", "previous_checksum", "run", "size")
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, previous_checksum: str) -> None:
         self.run = run
+        self.previous_checksum = previous_checksum
         self.size = sum(map(len, run.fragments))
         self.message: bytes | None = None
 
@@ -44,6 +45,7 @@ class Tail:
         self.readers = 0
         self.ready = asyncio.Event()
         self.closed = False
+        self.failure: Exception | None = None
         self.subscription: Subscription | None = None
         self.poll_delay_seconds = 0.0
         self.poll_at = 0.0
@@ -51,7 +53,7 @@ class Tail:
         self._window: deque[Chunk] = deque()
         self._by_first: dict[int, Chunk] = {}
         self._window_bytes = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def accept(self, wake_up: WakeUp) -> bool:
         """Take a wake-up's records if they continue exactly where the tail stands; False means: read the log."""
@@ -72,10 +74,11 @@ class Tail:
 
     def extend(self, run: Run) -> None:
         """Add the records that come after the cursor, and tell the readers."""
+        previous_checksum = NO_CHECKSUM if self.cursor is None else self.cursor.checksum
         self.cursor = Cursor(run.incarnation, run.last, run.checksum)
         self.sealed = run.sealed
         if run.last >= run.first:
-            chunk = Chunk(run)
+            chunk = Chunk(run, previous_checksum)
             self._window.append(chunk)
             self._by_first[run.first] = chunk
             self._window_bytes += chunk.size
@@ -94,16 +97,24 @@ class Tail:
         self.sealed = tip.sealed
         self.tell_readers()
 
-    def close(self) -> None:
-        """Be of no more use: the stream is not what it was. Readers find out from the log what that means for them."""
+    def close(self, failure: Exception | None = None) -> None:
+        """Be of no more use: the stream is not what it was, or can't be read because of `failure`.
+
+        Readers find out from the log what that means for them.
+        """
         self.closed = True
+        self.failure = failure
         self.ready.set()
         self.tell_readers()
 
     def message_after(self, cursor: Cursor) -> tuple[bytes, Cursor, bool] | None:
-        """Give a live reader its next message, its new cursor, and whether that is the end; None if it is not live."""
+        """Give a live reader its next message, its new cursor, and whether that is the end; None if it is not live.
+
+        A reader whose last entry is not the one that the window continues from (the log lost its tail and regrew while
+        the reader was held up) is not live: the log will tell it.
+        """
         chunk = self._by_first.get(cursor.sequence + 1)
-        if chunk is None or chunk.run.incarnation != cursor.incarnation:
+        if chunk is None or chunk.run.incarnation != cursor.incarnation or chunk.previous_checksum != cursor.checksum:
             return None
         run = chunk.run
         if run.last + 1 in self._by_first:
@@ -132,14 +143,18 @@ class Tail:
         return Run(last.incarnation, runs[0].first, last.last, last.checksum, last.appended_ms, last.sealed, fragments)
 
     def wait(self) -> asyncio.Future[None]:
-        """Give a future that is done when something changed. Whoever waits for it cancels it when leaving early."""
+        """Give a future that is done when something changed. Whoever takes one must `leave` in the end."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting[future] = None
         return future
+
+    def leave(self, future: asyncio.Future[None]) -> None:
+        """Wait no longer. Readers that come and go on an idle stream, or beat, must not pile up here."""
+        self._waiting.pop(future, None)
 
     def tell_readers(self) -> None:
         """Wake all readers that wait."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)

@@ -52,7 +52,7 @@ class LogReader:
         reply = await self._last(log)
         if not reply:
             return None
-        run, largest = _run(reply), int(reply[0][1][7])
+        run, largest = _run(reply), int(reply[0][1][5].split(b" ", 3)[2])
         return Tip(Cursor(run.incarnation, run.last, run.checksum), largest, run.sealed)
 
     async def last(self, log: str) -> Run | None:
@@ -109,7 +109,7 @@ class LogReader:
                 reply = reply[1:]
         if not reply:
             return Page(None, 0, tip)
-        run = _run(reply)
+        run = _run(reply[: tip.page_entries() - 1])
         return Page(run, max(0, cursor.sequence - run.first + 1), tip)
 
     async def _gone(self, kind: type[HistoryGone], log: str) -> HistoryGone:
@@ -118,7 +118,7 @@ class LogReader:
 
 
 def _run(entries: list[Reply]) -> Run:
-    """Decode entries as XRANGE answers them. The scripts write the fields n, t, h, m, b first and in this order."""
+    """Decode entries as XRANGE answers them. The scripts write the fields n, b, i first and in this order."""
     first_id, first_fields = entries[0]
     last_id, last_fields = entries[-1]
     incarnation, _, first_last = first_id.partition(b"-")
@@ -126,14 +126,15 @@ def _run(entries: list[Reply]) -> Run:
     first = int(first_last) - int(first_fields[1]) + 1
     if sum(int(fields[1]) for _, fields in entries) != last - first + 1:
         raise RuntimeError(f"the entries from {first_id!r} to {last_id!r} have a hole")
+    appended_ms, checksum, _ = last_fields[5].split(b" ", 2)
     return Run(
         incarnation=int(incarnation),
         first=first,
         last=last,
-        checksum=last_fields[5].decode(),
-        appended_ms=int(last_fields[3]),
-        sealed=b"s" in last_fields[10::2],
-        fragments=tuple([fields[9] for _, fields in entries]),
+        checksum=checksum.decode(),
+        appended_ms=int(appended_ms),
+        sealed=b"s" in last_fields[6::2],
+        fragments=tuple([fields[3] for _, fields in entries]),
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmbridge.errors import Lost, Restarted, StreamExists, StreamNotFound
+from llmbridge.errors import HistoryGone, Lost, Restarted, Rewritten, StreamExists, StreamNotFound
 from llmbridge.log.commands import Commands
 from llmbridge.log.exchange import Reply
 from llmbridge.log.keys import Keys, StreamKeys
@@ -12,6 +12,8 @@ from llmbridge.log.scripts import load_script
 from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.names import StreamName
 from llmbridge.model.records import FinishReason, Sealer
+
+_NOT_OF_THIS_LOG: dict[bytes, type[HistoryGone]] = {b"restarted": Restarted, b"lost": Lost, b"rewritten": Rewritten}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +79,31 @@ class StreamLog:
         return _state(name, reply) if reply else None
 
     async def inspect_all(self, names: Sequence[StreamName]) -> list[StreamState | None]:
-        """Tell many streams' states, sharing round trips."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.inspect(name)) for name in names]
-        return [task.result() for task in tasks]
+        """Tell many streams' states, sharing round trips. Raises what the first that failed raised."""
+        states: list[StreamState | None] = []
+        # All are waited for, also after a failure: nothing goes on that nobody awaits.
+        for state in await asyncio.gather(*map(self.inspect, names), return_exceptions=True):
+            if isinstance(state, BaseException):
+                raise state
+            states.append(state)
+        return states
 
     async def trim(self, name: StreamName, keep_tokens: int, through: Cursor | None) -> tuple[int, int]:
         """Drop the oldest entries; returns the first sequence that is left and how many entries were dropped.
 
-        Either `keep_tokens` > 0 or `through`. Raises StreamNotFound, and Restarted or Lost where the cursor is not of
-        this log.
+        Either `keep_tokens` > 0 or `through`. Raises StreamNotFound, and Restarted, Lost or Rewritten where the cursor
+        is not of this log.
         """
         reply = await self._commands.call(
             self._trim,
             (self._keys.stream(name).log,),
-            (keep_tokens, through.incarnation if through else 0, through.sequence if through else 0),
+            (keep_tokens, *((through.incarnation, through.sequence, through.checksum) if through else (0, 0, ""))),
         )
         if not reply:
             raise StreamNotFound(name)
         if reply[0] != b"trimmed":
             earliest = str(Cursor(int(reply[1]), int(reply[2]), NO_CHECKSUM))
-            raise Restarted(earliest) if reply[0] == b"restarted" else Lost(earliest)
+            raise _NOT_OF_THIS_LOG[reply[0]](earliest)
         return int(reply[1]), int(reply[2])
 
     async def delete(self, name: StreamName) -> bool:

@@ -102,18 +102,33 @@ class WakeUps:
                     async with asyncio.timeout(PING_SECONDS):
                         await self._connection.connect()  # type: ignore[no-untyped-call]
                     pause = 0.0
-                    async with asyncio.TaskGroup() as tasks:
-                        tasks.create_task(self._receive(), name="wake-ups, receive")
-                        tasks.create_task(self._send(), name="wake-ups, send")
-                        tasks.create_task(self._watch(), name="wake-ups, watch")
-                except* (RedisError, OSError, TimeoutError) as group:
-                    logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", group.exceptions[0])
+                    await self._talk()
+                except (RedisError, OSError, TimeoutError) as error:
+                    logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", error)
                 await self._connection.disconnect(nowait=True)
                 self._start_over()
                 pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
         finally:
             await self._connection.disconnect(nowait=True)
+
+    async def _talk(self) -> None:
+        """Send, receive and watch until one of them fails.
+
+        Not a task group: before Python 3.13 one that fails in the same turn of the loop forgets a cancellation.
+        """
+        tasks = [
+            asyncio.create_task(run(), name=f"wake-ups, {run.__name__}")
+            for run in (self._receive, self._send, self._watch)
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
 
     def _post(self, verb: bytes, channel: bytes) -> None:
         self._outbox.append((verb, channel))

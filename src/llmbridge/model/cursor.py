@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llmbridge.model.records import MAX_SEQUENCE
 
-_FORM = re.compile(r"([0-9]{1,16})-([0-9]{1,16})-([0-9a-f]{8})", re.ASCII)
+_FORM = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})-([0-9a-f]{8})")
 
 
 @dataclass(frozen=True, slots=True)

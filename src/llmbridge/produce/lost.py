@@ -64,6 +64,14 @@ class LostProducers:
     async def sweep(self) -> None:
         """Look at every open stream once. Raises Unavailable; the next sweep goes on with what this one saw."""
         seen: dict[StreamName, _Suspect] = {}
+        try:
+            await self._sweep_partitions(seen)
+        except Unavailable:
+            self._suspects |= seen
+            raise
+        self._suspects = seen
+
+    async def _sweep_partitions(self, seen: dict[StreamName, _Suspect]) -> None:
         for partition in range(self._partitions):
             after = ""
             while True:
@@ -74,7 +82,6 @@ class LostProducers:
                 after = sweep.next_member
                 if not after:
                     break
-        self._suspects = seen
 
     async def _suspect(self, stream: OpenStream, seen: dict[StreamName, _Suspect]) -> None:
         now = self._monotonic()

@@ -35,7 +35,7 @@ class Health:
 
 
 def register_health(server: grpc.aio.Server, health: Health) -> None:
-    """Serve Check, List and Watch by the standard servicer; bytes that are no message are INVALID_ARGUMENT."""
+    """Serve Check and Watch by the standard servicer; bytes that are no message are INVALID_ARGUMENT."""
     servicer = health.servicer
     handlers: dict[str, Handler] = {
         "Check": grpc.unary_unary_rpc_method_handler(

@@ -6,6 +6,8 @@ from typing import Any
 
 import grpc
 
+from llmbridge.rpc.interceptors import fitted
+
 OPTIONS = (
     # Two servers that share a port by accident would each see half of the calls.
     ("grpc.so_reuseport", 0),
@@ -27,7 +29,7 @@ class GrpcServer:
     """A server to register services with, then to start."""
 
     def __init__(self, interceptors: Sequence[Any]) -> None:
-        self.grpc = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
+        self.grpc = grpc.aio.server(options=OPTIONS, interceptors=fitted(interceptors))
 
     def listen(self, host: str, port: int) -> int:
         """Take an address; returns the port, a free one for 0. Raises OSError where the address can't be had."""

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 
 from llmbridge.admin.streams import Streams
 from llmbridge.produce.append import Produce
@@ -13,6 +12,7 @@ from llmbridge.rpc.health import Health, register_health
 from llmbridge.rpc.limits import Limits
 from llmbridge.rpc.methods import Gate, Methods
 from llmbridge.rpc.produce import ProduceMethod
+from llmbridge.rpc.reflection import register_reflection
 from llmbridge.rpc.stop import CancelMethod, KeepAliveMethod
 from llmbridge.rpc.streams import StreamAdminMethods
 from llmbridge.rpc.subscribe import SubscribeMethod
@@ -64,4 +64,4 @@ def register_services(
     for service, handlers in services.items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     register_health(server, health)
-    reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+    register_reflection(server, (*SERVICES, HEALTH_SERVICE))

@@ -109,6 +109,7 @@ class Reader:
             try:
                 await self._change
             finally:
+                tail.leave(self._change)
                 self._change = None
         return message
 
@@ -124,14 +125,13 @@ class Reader:
         return message
 
     def _caught_up(self, tail: Tail) -> bool:
-        cursor, end = self._cursor, tail.cursor
-        if cursor is None or end is None:
-            # Absent; or the tail, which is told of every change, has yet to hear of what the reader saw in the log.
+        if self._cursor is None:
             return True
-        if cursor == end:
-            self._ended = tail.sealed
-            return True
-        return cursor.incarnation == end.incarnation and cursor.sequence > end.sequence
+        # A tail that is behind the reader, or absent, either lags or follows a log that lost records: the log will say.
+        if self._cursor != tail.cursor:
+            return False
+        self._ended = tail.sealed
+        return True
 
     async def _read_log(self) -> bytes | None:
         assert self._cursor is not None
@@ -149,10 +149,12 @@ class Reader:
         return self._wire.message(fragments, run.first + page.skip, str(self._cursor), run.appended_ms)
 
     def _skip_to_end(self, last: Run | None) -> None:
-        if last is None:
-            return
-        self._cursor = Cursor(last.incarnation, last.last, last.checksum)
-        if last.sealed:
+        if last is not None:
+            self._cursor = Cursor(last.incarnation, last.last, last.checksum)
+        if last is None or not last.sealed:
+            # So that a reader cut off before its first record goes on from here, and not from a later "latest".
+            self._first_message = self._wire.heartbeat(self.cursor)
+        else:
             completion = self._wire.skip(last.fragments[0], last.last - last.first)
             self._first_message = self._wire.message((completion,), last.last, str(self._cursor), last.appended_ms)
             self._ended = True

@@ -32,13 +32,14 @@ def tracing(otlp_endpoint: str) -> Iterator[Sequence[Any]]:
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.grpc import aio_server_interceptor
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise TracingNotInstalled from None
-    # What OTEL_SERVICE_NAME says wins over this attribute.
-    provider = TracerProvider(resource=Resource.create({"service.name": SERVICE_NAME}))
+    # What is passed to `create` would win over OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+    name = OTELResourceDetector().detect().attributes.get("service.name", SERVICE_NAME)
+    provider = TracerProvider(resource=Resource.create({"service.name": name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     try:
         yield (aio_server_interceptor(tracer_provider=provider),)  # type: ignore[no-untyped-call]

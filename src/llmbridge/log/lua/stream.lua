@@ -1,9 +1,10 @@
 -- What every script knows of a stream's log. scripts.py puts it before each of them.
 --
 -- An entry's id is <incarnation>-<sequence of its last record>. Its fields:
---   n number of records   t append time, ms by Redis   h checksum of b   m largest b so far   b the fragment, never opened here
---   e, p producer's epoch and id (from the first token on)   s sealer, f finish reason (last entry of a sealed stream)
---   r retention in ms, l length limit in tokens (where CreateStream set them)
+--   n number of records   b the fragment, never opened here   i what only scripts and the last entry of a read need, in one field,
+--   since every field costs each reader: '<t append time, ms by Redis> <h checksum of b> <m largest b so far>', from the first token on
+--   with ' <e producer's epoch> <p its id>'
+--   s sealer, f finish reason (last entry of a sealed stream)   r retention in ms, l length limit in tokens (where CreateStream set them)
 -- What concerns the whole stream (m, e, p, r, l) is carried from entry to entry, so that the last one tells everything.
 
 -- Lua's tostring turns large numbers into 1.7e+15.
@@ -22,6 +23,9 @@ local function decoded(entry)
   for i = 1, #entry[2], 2 do
     fields[entry[2][i]] = entry[2][i + 1]
   end
+  local producer
+  fields.t, fields.h, fields.m, producer = string.match(fields.i, '^(%d+) (%x+) (%d+)(.*)$')
+  fields.e, fields.p = string.match(producer, '^ (%d+) (.*)$')
   return {incarnation = incarnation, sequence = tonumber(sequence), fields = fields}
 end
 
@@ -30,26 +34,32 @@ local function last_entry(log)
   return found and decoded(found)
 end
 
--- An index must live as long as the longest-lived stream it names.
+-- An index must live as long as the longest-lived stream it names. Appends renew the stream's expiry only; the sweeps
+-- renew the indexes', every 10 s at the latest, and this bridges the time between two of them and some that fail.
+local INDEX_OUTLIVES_MS = 600000
+
 local function expire_not_before(key, ttl_ms)
-  if redis.call('PTTL', key) < ttl_ms then
-    redis.call('PEXPIRE', key, whole(ttl_ms))
+  if redis.call('PTTL', key) < ttl_ms + INDEX_OUTLIVES_MS then
+    redis.call('PEXPIRE', key, whole(ttl_ms + INDEX_OUTLIVES_MS))
   end
 end
 
--- Each creation looks at the session's two oldest streams, so that the index of a session that never rests stays as
--- long as what it names.
+-- Each creation looks at the session's oldest stream, the likeliest to be gone, and at two others, since the oldest may be
+-- kept for long: so the index of a session that never rests names at most about as many dead streams as living ones.
 local function forget_expired(keys)
   local log_prefix = string.sub(keys.log, 1, #keys.log - #keys.session_member)
-  for _, member in ipairs(redis.call('ZRANGE', keys.session_index, 0, 1)) do
+  local members = redis.call('ZRANDMEMBER', keys.session_index, 2)
+  members[#members + 1] = redis.call('ZRANGE', keys.session_index, 0, 0)[1]
+  for _, member in ipairs(members) do
     if redis.call('EXISTS', log_prefix .. member) == 0 then
       redis.call('ZREM', keys.session_index, member)
     end
   end
 end
 
+-- Where the Redis user may not publish, what is stored is stored all the same.
 local function wake_readers(channel, message)
-  redis.call('PUBLISH', channel, message)
+  redis.pcall('PUBLISH', channel, message)
 end
 
 -- Stores one entry with all that must happen with it; `last` is the stream's last entry, nil to create the stream.
@@ -66,15 +76,14 @@ local function store(keys, last, entry, defaults)
   local now_ms = whole(math.floor(time_us / 1000))
   local largest = math.max(#entry.fragment, tonumber(before.m or 0))
 
-  local fields = {'n', whole(entry.count), 't', now_ms, 'h', entry.checksum, 'm', whole(largest), 'b', entry.fragment}
+  local info = now_ms .. ' ' .. entry.checksum .. ' ' .. whole(largest) .. (epoch and ' ' .. epoch .. ' ' .. id or '')
+  local fields = {'n', whole(entry.count), 'b', entry.fragment, 'i', info}
   local function also(name, value)
     if value then
       fields[#fields + 1] = name
       fields[#fields + 1] = value
     end
   end
-  also('e', epoch)
-  also('p', epoch and id)
   also('r', retention_ms)
   also('l', max_length)
   also('s', entry.sealer)
