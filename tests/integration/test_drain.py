@@ -155,22 +155,23 @@ async def test_it_drains_also_while_redis_is_away(own_redis: RedisProcess, key_p
             await running.ended
 
 
+@pytest.mark.parametrize("which", ["_receive", "_send", "_watch"])
 @pytest.mark.parametrize("turns", range(8))
 async def test_it_ends_also_when_redis_breaks_at_that_very_moment(
-    shared_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch, turns: int
+    shared_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch, turns: int, which: str
 ) -> None:
     """On Ctrl-C an embedded Redis goes in the same turn of the loop; a task group then forgets the cancellation."""
     wake_ups = WakeUps(Connector(shared_redis.url, PATIENCE_SECONDS))
-    receiving, breaks = asyncio.Event(), asyncio.Event()
+    connected, breaks = asyncio.Event(), asyncio.Event()
 
-    async def receive() -> None:
-        receiving.set()
+    async def fail() -> None:
+        connected.set()
         await breaks.wait()
         raise ConnectionError("gone")
 
-    monkeypatch.setattr(wake_ups, "_receive", receive)
+    monkeypatch.setattr(wake_ups, which, fail)
     running = asyncio.create_task(wake_ups.run())
-    await receiving.wait()
+    await connected.wait()
     breaks.set()
     for _ in range(turns):
         await asyncio.sleep(0)
