@@ -144,6 +144,7 @@ class History:
         self.made[stream].append(asked)
         outcome = await self.rig.parts.produce_outcome(self.name(stream), asked)
         assert outcome == self.models[stream].produce(asked)
+        assert outcome.vouched_by(await self.rig.parts.entries(self.name(stream)))
 
     async def _append_together(self, asks: tuple[Ask, ...]) -> None:
         asked = [(ask.stream, ask.request(self.models[ask.stream])) for ask in asks]
@@ -151,6 +152,8 @@ class History:
         for stream, one in asked:
             self.made[stream].append(one)
         assert outcomes == [self.models[stream].append(one) for stream, one in asked]
+        for (stream, _), outcome in zip(asked, outcomes, strict=True):
+            assert outcome.vouched_by(await self.rig.parts.entries(self.name(stream)))
 
     async def _compare(self) -> None:
         for stream, model in enumerate(self.models):
@@ -180,7 +183,8 @@ class History:
                 read.cursor = message.cursor
             assert read.HasField("completion")
             cursor = Cursor.parse(read.cursor)
-            assert (cursor.sequence, cursor.checksum) == (model.last, model.entries[-1].checksum)
+            stored = await self.rig.parts.entries(self.name(stream))
+            assert (cursor.sequence, cursor.checksum) == (model.last, stored[-1].cursor_checksum)
             read.ClearField("cursor")
             assert read == SubscribeResponse.FromString(b"".join(entry.fragment for entry in model.entries))
 

@@ -42,7 +42,7 @@ async def test_the_script_decides_as_the_table_says_and_stores_only_what_it_appe
             if outcome.decision is Decision.APPEND:
                 model.store(case.request)
             stored = await parts.entries(_named(case))
-            if outcome != case.outcome or stored != model.entries:
+            if outcome != case.outcome or stored != model.entries or not outcome.vouched_by(stored):
                 wrong[case.name] = (outcome, case.outcome, stored)
     assert wrong == {}
     assert await keys_without_expiry(each_redis.url, key_prefix) == []
@@ -60,6 +60,19 @@ async def test_the_open_index_names_exactly_the_open_streams(each_redis: RedisPr
         found = [stream.name for p in range(4) for stream in (await parts.open_streams.sweep(p, "", 1000)).streams]
         assert len(found) == len(set(found))
         assert set(found) == open_names
+
+
+async def test_a_cursor_vouches_for_all_that_came_before_it(each_redis: RedisProcess, key_prefix: str) -> None:
+    async with log_parts(each_redis.url, key_prefix) as parts:
+        checksums = set()
+        # The same last entry, at the same place, in logs that differ before it: by content, or by what was one entry.
+        for number, texts in enumerate((("a", "b", "z"), ("a", "c", "z"), ("ab", "z"))):
+            name = StreamName("s", "m", str(number))
+            for text in texts:
+                outcome = await parts.append(name, request(0, text))
+            assert outcome.answer == (3,)
+            checksums.add(outcome.checksum)
+        assert len(checksums) == 3
 
 
 def _to_proto(name: StreamName, asked: Append) -> ProduceRequest:
@@ -106,7 +119,7 @@ async def _produce(bridge: RunningBridge, name: StreamName, asked: Append) -> tu
     cursor = Cursor.parse(done.cursor)
     assert done.last_sequence == cursor.sequence
     decision = Decision.DUPLICATE if done.duplicate else Decision.APPEND
-    return grpc.StatusCode.OK, Outcome(decision, (cursor.sequence, cursor.checksum))
+    return grpc.StatusCode.OK, Outcome(decision, (cursor.sequence,), cursor.checksum)
 
 
 async def test_produce_answers_as_the_table_says(each_redis: RedisProcess, key_prefix: str) -> None:
@@ -120,8 +133,9 @@ async def test_produce_answers_as_the_table_says(each_redis: RedisProcess, key_p
             code, outcome = await _produce(bridge, _named(case), case.request)
             expected = model.produce(case.request)
             stored = await parts.entries(_named(case))
-            if (code, outcome, stored) != (CODES[expected.decision], expected, model.entries):
-                wrong[case.name] = (code, outcome, expected, stored)
+            answered = (code, outcome, stored, outcome.vouched_by(stored))
+            if answered != (CODES[expected.decision], expected, model.entries, True):
+                wrong[case.name] = (answered, expected)
     assert wrong == {}
 
 

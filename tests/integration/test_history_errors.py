@@ -182,6 +182,14 @@ class TestLostTail:
         await produce(bridge.bridge, STREAM, "c2", first=3, completion=STOP)
         assert await read_after(bridge, cursors[1], 4) == ["c2"]
 
+    async def test_regrown_with_the_same_last_entry(self, bridge: RunningBridge, log: LogSurgery) -> None:
+        """Single tokens are often alike: the one at the cursor does not vouch for those before it."""
+        cursors = await one_by_one(bridge, "The", " dog", ",")
+        log.lose_tail(keep=1)
+        await one_by_one(bridge, " cat", ",", " it", first=2)
+        assert (await resume(bridge, cursors[2])).short[:2] == (GONE, "REWRITTEN")
+        assert await read_after(bridge, cursors[0], 4) == [" cat", ",", " it"]
+
     async def test_a_live_reader(self, bridge: RunningBridge, log: LogSurgery) -> None:
         await one_by_one(bridge, "a", "b", "c")
         call = await attached(bridge.bridge, SubscribeRequest(stream=STREAM))

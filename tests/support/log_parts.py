@@ -76,7 +76,7 @@ class LogParts:
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEntry:
     sealer, finish = fields.get(b"s"), fields.get(b"f")
-    _, checksum, _, *producer = fields[b"i"].split(b" ", 4)
+    _, cursor_checksum, _, checksum, *producer = fields[b"i"].split(b" ", 5)
     entry = StoredEntry(
         last=int(entry_id.partition(b"-")[2]),
         records=int(fields[b"n"]),
@@ -84,6 +84,7 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEntry:
         producer=Producer(int(producer[0]), producer[1].decode()) if producer else None,
         sealer=Sealer(sealer.decode()) if sealer else None,
         finish_reason=FinishReason(finish.decode()) if finish else None,
+        cursor_checksum=cursor_checksum.decode(),
     )
     assert entry.checksum == checksum.decode()
     return entry
@@ -105,7 +106,7 @@ async def outcome_of(log: AppendLog | Produce, name: StreamName, request: Append
     if isinstance(done, Overlap):
         return Outcome(Decision.OVERLAP, (done.last,))
     decision = Decision.DUPLICATE if done.duplicate else Decision.APPEND
-    return Outcome(decision, (done.cursor.sequence, done.cursor.checksum))
+    return Outcome(decision, (done.cursor.sequence,), done.cursor.checksum)
 
 
 @asynccontextmanager

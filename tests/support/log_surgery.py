@@ -1,5 +1,6 @@
 """Does to a stream's log in Redis what crashes, failovers and wrong clocks do, by the documented layout of entries."""
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ class LogSurgery:
         """Put these entries (each a list of texts) in place of all after the first `after` entries."""
         kept = self._entries()[:after]
         last = int(kept[-1][0].split(b"-")[1]) if kept else 0
+        chain = kept[-1][1][b"i"].split(b" ")[1].decode() if kept else "00000000"
         fragments = [SubscribeResponse(tokens=map(_token, texts)).SerializeToString() for texts in entries]
         with self.client.pipeline(transaction=True) as step:
             step.delete(self.key)
@@ -43,7 +45,9 @@ class LogSurgery:
             for texts, fragment in zip(entries, fragments, strict=True):
                 last += len(texts)
                 appended_ms, largest, epoch, producer_id = 1_760_000_000_000, max(map(len, fragments)), 0, ""
-                info = f"{appended_ms} {zlib.crc32(fragment):08x} {largest} {epoch} {producer_id}"
+                checksum = f"{zlib.crc32(fragment):08x}"
+                chain = hashlib.sha1((chain + checksum).encode()).hexdigest()[:8]
+                info = f"{appended_ms} {chain} {largest} {checksum} {epoch} {producer_id}"
                 fields: dict[Any, Any] = {"n": len(texts), "b": fragment, "i": info}
                 step.xadd(self.key, fields, id=f"{incarnation}-{last}")
             step.pexpire(self.key, 60_000)

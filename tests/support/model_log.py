@@ -1,5 +1,6 @@
 """A stream as it should be, kept by folding what the rules decide: what tests compare Redis with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmbridge.model.cursor import NO_CHECKSUM
@@ -14,12 +15,20 @@ WIRE = ProtoWire()
 class Outcome:
     """What became of an append, and what is told with it.
 
-    APPEND, DUPLICATE: sequence and checksum; OVERLAP: last; GAP: expected; FENCED: epoch; CONFLICT: sequence;
-    COMPLETED: finish reason and sealer.
+    APPEND, DUPLICATE: the request's last sequence; OVERLAP: last; GAP: expected; FENCED: epoch; CONFLICT: sequence;
+    COMPLETED: finish reason and sealer. `checksum` is that of the cursor answered, which only a real log has.
     """
 
     decision: Decision
     answer: tuple[int | str, ...]
+    checksum: str = field(default="", compare=False)
+
+    def vouched_by(self, stored: "Sequence[StoredEntry]") -> bool:
+        """Whether the cursor answered, if one was, is that of the entry that holds the request's last record."""
+        if self.decision not in (Decision.APPEND, Decision.DUPLICATE):
+            return True
+        holder = [entry for entry in stored if entry.first <= int(self.answer[0]) <= entry.last]
+        return self.checksum == (holder[0].cursor_checksum if holder else NO_CHECKSUM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,8 @@ class StoredEntry:
     producer: Producer | None
     sealer: Sealer | None = None
     finish_reason: FinishReason | None = None
+    cursor_checksum: str = field(default="", compare=False)
+    """What cursors into it carry; only a real log has it."""
 
     @property
     def first(self) -> int:
@@ -104,10 +115,9 @@ class ModelLog:
         match decision:
             case Decision.APPEND:
                 self.store(request)
-                return Outcome(decision, (self.last, checksum_of(request.fragment)))
+                return Outcome(decision, (self.last,))
             case Decision.DUPLICATE:
-                last = request.first + request.records - 1
-                return Outcome(decision, (last, self._checksum_at(last)))
+                return Outcome(decision, (request.first + request.records - 1,))
             case Decision.OVERLAP:
                 return Outcome(decision, (self.last,))
             case Decision.GAP:
@@ -143,6 +153,3 @@ class ModelLog:
         assert last.finish_reason is not None
         assert last.sealer is not None
         return now, last.last, last.finish_reason, last.sealer
-
-    def _checksum_at(self, sequence: int) -> str:
-        return next((e.checksum for e in self.entries if e.first <= sequence <= e.last), NO_CHECKSUM)

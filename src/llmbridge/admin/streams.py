@@ -102,7 +102,7 @@ def _parse_token(text: str, kind: str, scope: str) -> tuple[int, str]:
     try:
         match json.loads(base64.b64decode(text, altchars=b"-_", validate=True)):
             case [str(its_kind), str(its_scope), int(number), str(member)] if (
-                its_kind == kind and its_scope == scope and 0 <= number <= MAX_SEQUENCE and number is not True
+                its_kind == kind and its_scope == scope and 0 <= number <= MAX_SEQUENCE and not isinstance(number, bool)
             ):
                 # JSON can escape half a character, which no encoding takes and no page ever held.
                 member.encode()

@@ -52,8 +52,9 @@ class LogReader:
         reply = await self._last(log)
         if not reply:
             return None
-        run, largest = _run(reply), int(reply[0][1][5].split(b" ", 3)[2])
-        return Tip(Cursor(run.incarnation, run.last, run.checksum), largest, run.sealed)
+        run = _run(reply)
+        _, _, largest, _ = reply[0][1][5].split(b" ", 3)
+        return Tip(Cursor(run.incarnation, run.last, run.checksum), int(largest), run.sealed)
 
     async def last(self, log: str) -> Run | None:
         """Read a stream's last entry; None when it is absent."""

@@ -63,7 +63,8 @@ class Append:
 class Run:
     """Consecutive records as read from the log: one or more whole entries.
 
-    `checksum`, `appended_ms` and `sealed` are the last entry's. `first` > `last` where it holds no record (the header).
+    `checksum` (of the log up to there), `appended_ms` and `sealed` are the last entry's. `first` > `last` where it
+    holds no record (the header).
     """
 
     incarnation: int

@@ -17,7 +17,7 @@ local function stored(keys, last, request, first)
     return {'too_long', whole(first + request.tokens - 1)}
   end
   local completes = request.finish_reason ~= ''
-  local incarnation = store(keys, last, {
+  local incarnation, checksum = store(keys, last, {
     count = request.count,
     fragment = request.fragment,
     checksum = request.checksum,
@@ -27,7 +27,7 @@ local function stored(keys, last, request, first)
     sealer = completes and 'producer' or nil,
     finish_reason = completes and request.finish_reason or nil,
   }, defaults)
-  return {'appended', incarnation, whole(sequence), request.checksum}
+  return {'appended', incarnation, whole(sequence), checksum}
 end
 
 -- The cursor of a record that is stored already needs the checksum of the entry that holds it; 00000000 where that entry
@@ -38,8 +38,8 @@ local function duplicate(keys, last, request, compare)
   local entry = decoded(found)
   local count = tonumber(entry.fields.n)
   local first = entry.sequence - count + 1
-  local checksum = first <= sequence and entry.fields.h or '00000000'
-  if compare and first == request.first and entry.sequence == sequence and checksum ~= request.checksum then
+  local checksum = first <= sequence and entry.fields.c or NO_CHECKSUM
+  if compare and first == request.first and entry.sequence == sequence and entry.fields.h ~= request.checksum then
     return {'conflict', whole(request.first)}
   end
   return {'duplicate', last.incarnation, whole(sequence), checksum}

@@ -11,7 +11,7 @@ end
 local incarnation = store(keys, nil, {
   count = 0,
   fragment = '',
-  checksum = '00000000',
+  checksum = NO_CHECKSUM,
   sequence = 0,
   retention_ms = ARGV[3] ~= '' and ARGV[3] or nil,
   max_length = ARGV[4] ~= '' and ARGV[4] or nil,

@@ -13,7 +13,7 @@ local expected_id, silence_ms = ARGV[10], tonumber(ARGV[11])
 
 local last = last_entry(keys.log)
 if last and last.fields.s then
-  return {'sealed', last.incarnation, whole(last.sequence), last.fields.h, last.fields.f, last.fields.s}
+  return {'sealed', last.incarnation, whole(last.sequence), last.fields.c, last.fields.f, last.fields.s}
 end
 if expected_id ~= '' then
   if not last or last.incarnation .. '-' .. whole(last.sequence) ~= expected_id then
@@ -25,8 +25,8 @@ if expected_id ~= '' then
   end
 end
 local sequence = (last and last.sequence or 0) + 1
-local incarnation = store(keys, last, {
+local incarnation, log_checksum = store(keys, last, {
   count = 1, fragment = fragment, checksum = checksum, sequence = sequence, sealer = sealer, finish_reason = finish_reason,
 }, {retention_ms = ARGV[3], max_length = ARGV[4], wake_bytes = tonumber(ARGV[5])})
 redis.call('HDEL', kept_alive, keys.open_member)
-return {'sealed_now', incarnation, whole(sequence), checksum, finish_reason, sealer}
+return {'sealed_now', incarnation, whole(sequence), log_checksum, finish_reason, sealer}

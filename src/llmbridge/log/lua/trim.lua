@@ -34,7 +34,7 @@ elseif through > last.sequence then
 else
   local holder = entry_from(last.incarnation .. '-' .. whole(through))
   -- 00000000 is the checksum of a cursor whose entry was trimmed away, or that stands before the earliest record.
-  if first_of(holder) <= through and checksum ~= holder.fields.h and checksum ~= '00000000' then
+  if first_of(holder) <= through and checksum ~= holder.fields.c and checksum ~= NO_CHECKSUM then
     return not_of_this_log('rewritten')
   end
   floor = through + 1
