@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _DAY_MS = 86_400_000
+_TEN_YEARS_MS = 3_650 * _DAY_MS
 _URL_SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -57,8 +58,10 @@ class Settings(BaseSettings):
     key_prefix: str = Field("llm", pattern="^[A-Za-z0-9_.-]{1,32}$", validation_alias="LLMBRIDGE_KEY_PREFIX")
     partitions: int = Field(64, ge=1, le=16_384, validation_alias="LLMBRIDGE_PARTITIONS")
 
-    retention_ms: int = Field(_DAY_MS, ge=1_000, validation_alias="REDIS_STREAM_RETENTION_MS")
-    max_retention_ms: int = Field(30 * _DAY_MS, ge=1_000, validation_alias="LLMBRIDGE_MAX_RETENTION_MS")
+    retention_ms: int = Field(_DAY_MS, ge=1_000, le=_TEN_YEARS_MS, validation_alias="REDIS_STREAM_RETENTION_MS")
+    max_retention_ms: int = Field(
+        30 * _DAY_MS, ge=1_000, le=_TEN_YEARS_MS, validation_alias="LLMBRIDGE_MAX_RETENTION_MS"
+    )
     stream_max_length: int | None = Field(None, ge=1, validation_alias="REDIS_STREAM_MAX_LENGTH")
     producer_lost_ms: int = Field(120_000, ge=100, validation_alias="LLMBRIDGE_PRODUCER_LOST_MS")
     heartbeat_ms: int = Field(15_000, ge=100, validation_alias="LLMBRIDGE_HEARTBEAT_MS")

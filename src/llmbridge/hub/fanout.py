@@ -144,6 +144,9 @@ class Fanout:
                         tail.extend(page.run)
                     else:
                         tail.jump(page.tip)
+            # Whichever look comes after the confirmation: one by the safety poll may have come before it.
+            if tail.subscription is not None and tail.subscription.confirmed.is_set():
+                tail.ready.set()
             if tail.cursor != before:
                 self._poll_soon(tail)
         except HistoryGone:
@@ -161,8 +164,6 @@ class Fanout:
         tip = await self._reader.tip(tail.log)
         if tip is not None and tail.cursor is None:
             tail.jump(tip)
-        if tail.subscription is not None and tail.subscription.confirmed.is_set():
-            tail.ready.set()
 
     def _poll_soon(self, tail: Tail) -> None:
         tail.poll_delay_seconds = self._shortest_poll_seconds

@@ -60,6 +60,9 @@ class LostProducers:
                 await self.sweep()
             except Unavailable as error:
                 logger.debug("the sweep for lost producers was cut short: %s", error)
+            except Exception:
+                # Something strange in one partition must not end the sweep for good, nor the bridge.
+                logger.exception("the sweep for lost producers failed, the next one begins anew")
 
     async def sweep(self) -> None:
         """Look at every open stream once. Raises Unavailable; the next sweep goes on with what this one saw."""

@@ -29,9 +29,11 @@ class CreateStreamRequest(_message.Message):
     RETENTION_MS_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     retention_ms: _builtins.int
-    """How long it is kept after its last record, in ms; 0 means the bridge's setting."""
+    """How long it is kept after its last record, in ms, at least 1,000; 0 means the bridge's setting. A stream that is kept no longer than the
+    bridge waits for a silent producer (see BridgeService.KeepAlive) expires before that producer is found lost: its readers get EXPIRED.
+    """
     max_length: _builtins.int
-    """How many tokens are kept at most: older ones are trimmed away as new ones come; 0 means the bridge's setting."""
+    """How many tokens are kept: older ones are trimmed away as new ones come, whole entries only; 0 means the bridge's setting."""
     @_builtins.property
     def stream(self) -> _stream_pb2.StreamRef:
         """Its name. With an empty `response_id` the bridge makes one."""
