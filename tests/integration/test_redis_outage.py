@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmbridge.v1.bridge_service_pb2 import POSITION_LATEST, ProduceResponse, SubscribeRequest
 from llmbridge.v1.stream_admin_service_pb2 import GetStreamRequest, ListStreamsRequest
-from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure, failure_of, produce, ref
+from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure, failure_of, produce, ref, until
 from tests.support.log_surgery import LogSurgery
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
@@ -160,6 +160,17 @@ async def test_frozen_redis(own_bridge: RunningBridge, own_redis: RedisProcess) 
     assert (await produce_surely(own_bridge, "b", 2)).last_sequence == 2
     await produce(own_bridge.bridge, STREAM, first=3, completion=STOP)
     assert (await received.read(call)).text == "ab"
+
+
+async def test_an_idle_connection_that_redis_closed_puts_nothing_in_doubt(
+    own_bridge: RunningBridge, own_redis: RedisProcess
+) -> None:
+    await produce(own_bridge.bridge, STREAM, "a", first=0)
+    exchange: Any = own_bridge.core._append_exchange
+    stream = exchange._connection._parser._stream
+    assert kill_connections(own_redis, "append") == 1
+    await until(stream.at_eof)
+    assert (await produce(own_bridge.bridge, STREAM, "b", first=0)).last_sequence == 2
 
 
 @pytest.mark.parametrize("purpose", CONNECTIONS)

@@ -49,6 +49,13 @@ class Commands:
         except ConnectionBroken as error:
             raise AppendOutcomeUnknown(str(error)) from error
 
+    async def ask(self, script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Reply:
+        """Call a script that only reads. Raises as `read`."""
+        try:
+            return await call_script(self._send, script, keys, arguments)
+        except ConnectionBroken as error:
+            raise RedisUnavailable(str(error)) from error
+
     async def _send(self, command: Command) -> Reply:
         return (await self._batcher.submit(command)).reply
 

@@ -40,11 +40,12 @@ class Exchange:
         Raises RedisUnavailable when nothing was sent (at once while a pause after a failed attempt lasts, else within
         the connect timeout), ConnectionBroken when the outcome is unknown (within the timeout).
         """
-        if not self._connection.is_connected:
+        packed = self._connection.pack_commands(commands)
+        if not await self._is_open():
             await self._connect()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+                await self._connection.send_packed_command(packed, check_health=False)
                 return [await self._reply() for _ in commands]
         except BusyLoadingError as error:
             await self._connection.disconnect(nowait=True)
@@ -60,6 +61,19 @@ class Exchange:
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.disconnect()
+
+    async def _is_open(self) -> bool:
+        if not self._connection.is_connected:
+            return False
+        try:
+            ended = await self._connection.can_read()
+        except RedisError:
+            ended = True
+        if ended:
+            # Nothing was asked, so what there is to read is the end: Redis closed the idle connection. Noticed now,
+            # before anything is sent, nothing is in doubt.
+            await self._connection.disconnect(nowait=True)
+        return not ended
 
     async def _connect(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llmbridge.errors import Expired, HistoryGone, Lost, Restarted, Rewritten, Trimmed
 from llmbridge.log.commands import Commands
 from llmbridge.log.exchange import Reply
+from llmbridge.log.scripts import load_script
 from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.records import Run
 
@@ -16,7 +17,11 @@ PAGE_BYTES = 262_144
 """What one read fetches at most, unless a single entry is larger. It bounds a reader's memory and its messages."""
 
 PAGE_ENTRIES = 500
-"""More buys little: 0.5 µs a token is reached here."""
+"""More buys little."""
+
+FEW_ENTRIES = 32
+"""Where fewer surely fit, because of one large entry, a script counts bytes: Redis then needs 3 µs an entry more, but
+thousands of small entries beside a large one do not take a round trip each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class LogReader:
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
+        self._page_script = load_script("page")
 
     async def tip(self, log: str) -> Tip | None:
         """Tell where a stream ends; None when it is absent."""
@@ -85,19 +91,21 @@ class LogReader:
             raise await self._gone(Lost, log)
         if tip.cursor == cursor:
             return Page(None, 0, tip)
-        incarnation = cursor.incarnation
-        reply = await self._commands.read(
-            "XRANGE",
-            log,
-            f"{incarnation}-{cursor.sequence}",
-            f"{incarnation}-{tip.cursor.sequence}",
-            "COUNT",
-            tip.page_entries(),
-        )
+        reply = await self._entries(log, cursor, tip)
         if not reply:
             # Gone, or shorter, since the tip was read: look again.
             return await self.after(log, cursor, None)
         return await self._page(log, cursor, reply, tip)
+
+    async def _entries(self, log: str, cursor: Cursor, tip: Tip) -> list[Reply]:
+        first_id, last_id = f"{cursor.incarnation}-{cursor.sequence}", f"{cursor.incarnation}-{tip.cursor.sequence}"
+        reply: list[Reply]
+        entries = tip.page_entries()
+        if entries >= FEW_ENTRIES:
+            reply = await self._commands.read("XRANGE", log, first_id, last_id, "COUNT", entries)
+        else:
+            reply = await self._commands.ask(self._page_script, (log,), (first_id, last_id, PAGE_ENTRIES, PAGE_BYTES))
+        return reply
 
     async def _page(self, log: str, cursor: Cursor, reply: list[Reply], tip: Tip) -> Page:
         first = _run(reply[:1])
@@ -110,7 +118,7 @@ class LogReader:
                 reply = reply[1:]
         if not reply:
             return Page(None, 0, tip)
-        run = _run(reply[: tip.page_entries() - 1])
+        run = _run(_fitting(reply))
         return Page(run, max(0, cursor.sequence - run.first + 1), tip)
 
     async def _gone(self, kind: type[HistoryGone], log: str) -> HistoryGone:
@@ -125,7 +133,8 @@ def _run(entries: list[Reply]) -> Run:
     incarnation, _, first_last = first_id.partition(b"-")
     last = int(last_id.partition(b"-")[2])
     first = int(first_last) - int(first_fields[1]) + 1
-    if sum(int(fields[1]) for _, fields in entries) != last - first + 1:
+    # Entries have at least one record, so that as many entries as records can't leave a hole.
+    if len(entries) != last - first + 1 and sum(int(fields[1]) for _, fields in entries) != last - first + 1:
         raise RuntimeError(f"the entries from {first_id!r} to {last_id!r} have a hole")
     appended_ms, checksum, _ = last_fields[5].split(b" ", 2)
     return Run(
@@ -137,6 +146,16 @@ def _run(entries: list[Reply]) -> Run:
         sealed=b"s" in last_fields[6::2],
         fragments=tuple([fields[3] for _, fields in entries]),
     )
+
+
+def _fitting(entries: list[Reply]) -> list[Reply]:
+    """Leave out what makes a page too large: what was read may hold one entry more than fits."""
+    size = 0
+    for i, (_, fields) in enumerate(entries):
+        size += len(fields[3])
+        if size > PAGE_BYTES and i > 0:
+            return entries[:i]
+    return entries
 
 
 def _before(run: Run) -> Cursor:

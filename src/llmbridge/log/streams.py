@@ -75,7 +75,7 @@ class StreamLog:
 
     async def inspect(self, name: StreamName) -> StreamState | None:
         """Tell a stream's state; None when it is absent."""
-        reply = await self._commands.call(self._inspect, (self._keys.stream(name).log,), ())
+        reply = await self._commands.ask(self._inspect, (self._keys.stream(name).log,), ())
         return _state(name, reply) if reply else None
 
     async def inspect_all(self, names: Sequence[StreamName]) -> list[StreamState | None]:
