@@ -32,8 +32,8 @@ MAX_STREAMS_A_CALL = 128
 
 MAX_BYTES_A_CALL = 1_048_576
 
-LINGER_SECONDS = 0.004
-"""While several producers are busy there is one script call in 4 ms: see `batcher`, and docs/design.md for figures."""
+LINGER_SECONDS = 0.002
+"""While several producers are busy there is one script call in 2 ms: see `batcher`, and docs/design.md for figures."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Runs a bridge process: on the configured Redis or an embedded one, until a signal."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,10 +26,18 @@ async def run(settings: Settings, announce: Callable[[int], None]) -> None:
         loop.add_signal_handler(number, stop.set)
     try:
         async with _redis(settings, stop) as url:
-            await Bridge(settings, url).run(stop, announce)
+            await Bridge(settings, url).run(stop, lambda port: _begin(port, announce))
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _begin(port: int, announce: Callable[[int], None]) -> None:
+    # What is there by now stays for the life of the process. Looking through all of it again and again, the garbage
+    # collector stopped every stream for some 40 ms: frozen, the p99 of the paced load falls from 48 to 10 ms.
+    gc.collect()
+    gc.freeze()
+    announce(port)
 
 
 @asynccontextmanager
