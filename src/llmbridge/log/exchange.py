@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from hiredis import pack_command
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from llmbridge.errors import RedisUnavailable
@@ -40,7 +41,8 @@ class Exchange:
         Raises RedisUnavailable when nothing was sent (at once while a pause after a failed attempt lasts, else within
         the connect timeout), ConnectionBroken when the outcome is unknown (within the timeout).
         """
-        packed = self._connection.pack_commands(commands)
+        # redis-py's own packing, in Python, takes ten times as long.
+        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
         if not await self._is_open():
             await self._connect()
         try:
