@@ -19,16 +19,13 @@ from llmbridge.client import (
     Message,
     ResponseFailed,
     RetryPolicy,
-    Subscription,
     Unavailable,
 )
 from llmbridge.v1 import bridge_service_pb2, token_pb2
 from tests.support.fake_bridge import KEY, FakeBridge, serving
 from tests.support.faults import Fault
+from tests.support.whole_response import QUICK, WORDS, check_whole, read, whole
 
-QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02)
-WORDS = [f"w{number} " for number in range(12)]
-TEXT = "".join(WORDS)
 UNKNOWN_TRANSPORT = Fault(code=grpc.StatusCode.UNKNOWN, message="Stream removed")
 
 
@@ -42,26 +39,6 @@ async def bridge() -> AsyncIterator[FakeBridge]:
 async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
     async with Client(bridge.address, retry=QUICK) as client:
         yield client
-
-
-def whole(bridge: FakeBridge) -> None:
-    """Put a whole response into the bridge."""
-    bridge.append(*WORDS)
-    bridge.seal()
-
-
-async def read(subscription: Subscription) -> list[Message]:
-    return [message async for message in subscription]
-
-
-def check_whole(messages: list[Message]) -> None:
-    assert "".join(message.text for message in messages) == TEXT
-    assert [message.finish_reason for message in messages[:-1]] == [None] * (len(messages) - 1)
-    assert messages[-1].finish_reason is FinishReason.STOP
-    expected = 1
-    for message in messages:
-        assert message.first_sequence == expected
-        expected = message.last_sequence + 1
 
 
 async def test_a_whole_response_is_read_to_its_end(bridge: FakeBridge, client: Client) -> None:
