@@ -98,15 +98,18 @@ class WakeUps:
         pause = 0.0
         try:
             while True:
+                began = asyncio.get_running_loop().time()
                 try:
                     async with asyncio.timeout(PING_SECONDS):
                         await self._connection.connect()  # type: ignore[no-untyped-call]
-                    pause = 0.0
                     await self._talk()
                 except (RedisError, OSError, TimeoutError) as error:
                     logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", error)
                 await self._connection.disconnect(nowait=True)
                 self._start_over()
+                if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_SECONDS:
+                    # It worked for a while. Where Redis refuses to subscribe, connecting alone proves nothing.
+                    pause = 0.0
                 pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
         finally:
