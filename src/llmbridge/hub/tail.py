@@ -24,12 +24,13 @@ MESSAGE_BYTES = 65_536
 
 
 class Chunk:
-    """A run in the window, the checksum of the entry before it, and its message, encoded when the first reader asks."""
+    """A run in the window: its cursor, the checksum of the entry before it, its message once a reader asked for it."""
 
-    __slots__ = ("message", "previous_checksum", "run", "size")
+    __slots__ = ("cursor", "message", "previous_checksum", "run", "size")
 
-    def __init__(self, run: Run, previous_checksum: str) -> None:
+    def __init__(self, run: Run, cursor: Cursor, previous_checksum: str) -> None:
         self.run = run
+        self.cursor = cursor
         self.previous_checksum = previous_checksum
         self.size = sum(map(len, run.fragments))
         self.message: bytes | None = None
@@ -75,10 +76,10 @@ class Tail:
     def extend(self, run: Run) -> None:
         """Add the records that come after the cursor, and tell the readers."""
         previous_checksum = NO_CHECKSUM if self.cursor is None else self.cursor.checksum
-        self.cursor = Cursor(run.incarnation, run.last, run.checksum)
+        self.cursor = Cursor.after(run)
         self.sealed = run.sealed
         if run.last >= run.first:
-            chunk = Chunk(run, previous_checksum)
+            chunk = Chunk(run, self.cursor, previous_checksum)
             self._window.append(chunk)
             self._by_first[run.first] = chunk
             self._window_bytes += chunk.size
@@ -116,31 +117,27 @@ class Tail:
         chunk = self._by_first.get(cursor.sequence + 1)
         if chunk is None or chunk.run.incarnation != cursor.incarnation or chunk.previous_checksum != cursor.checksum:
             return None
-        run = chunk.run
-        if run.last + 1 in self._by_first:
-            run = self._join(chunk)
-        elif chunk.message is not None:
-            return chunk.message, Cursor(run.incarnation, run.last, run.checksum), run.sealed
-        after = Cursor(run.incarnation, run.last, run.checksum)
-        message = self._wire.message(run.fragments, run.first, str(after), run.appended_ms)
-        if run is chunk.run:
-            chunk.message = message
-        return message, after, run.sealed
+        chunks = self._joinable(chunk)
+        last = chunks[-1]
+        if last is not chunk:
+            return self._encode(chunks), last.cursor, last.run.sealed
+        if chunk.message is None:
+            chunk.message = self._encode(chunks)
+        return chunk.message, chunk.cursor, chunk.run.sealed
 
-    def _join(self, chunk: Chunk) -> Run:
-        size, runs, following = 0, [], chunk
-        while True:
-            runs.append(following.run)
+    def _joinable(self, chunk: Chunk) -> list[Chunk]:
+        chunks, size = [chunk], chunk.size
+        while (following := self._by_first.get(chunks[-1].run.last + 1)) is not None:
             size += following.size
-            next_chunk = self._by_first.get(following.run.last + 1)
-            if next_chunk is None or size + next_chunk.size > MESSAGE_BYTES:
+            if size > MESSAGE_BYTES:
                 break
-            following = next_chunk
-        last = runs[-1]
-        if len(runs) == 1:
-            return last
-        fragments = tuple([fragment for run in runs for fragment in run.fragments])
-        return Run(last.incarnation, runs[0].first, last.last, last.checksum, last.appended_ms, last.sealed, fragments)
+            chunks.append(following)
+        return chunks
+
+    def _encode(self, chunks: list[Chunk]) -> bytes:
+        fragments = [fragment for chunk in chunks for fragment in chunk.run.fragments]
+        last = chunks[-1]
+        return self._wire.message(fragments, chunks[0].run.first, str(last.cursor), last.run.appended_ms)
 
     def wait(self) -> asyncio.Future[None]:
         """Give a future that is done when something changed. Whoever takes one must `leave` in the end."""

@@ -8,10 +8,23 @@ from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.backoff import EqualJitterBackoff, NoBackoff
 
 READ_SIZE_BYTES = 65_536
 """Large enough that a page of a replay takes few reads."""
+
+
+LONGEST_PAUSE_SECONDS = 1.0
+
+_BACKOFF = EqualJitterBackoff(cap=LONGEST_PAUSE_SECONDS, base=0.05)
+
+_FAILURES_AT_LONGEST = 10
+"""More change nothing, but overflow the library's power of two after some thousand."""
+
+
+def pause_seconds(failures: int) -> float:
+    """Say how long to wait before the next attempt after so many failed ones (the first is 1), with jitter."""
+    return float(_BACKOFF.compute(min(failures - 1, _FAILURES_AT_LONGEST)))
 
 
 class Connector:

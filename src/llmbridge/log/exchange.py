@@ -4,7 +4,6 @@ Half-duplex: one batch of commands out, all their replies in. It never sends any
 """
 
 import asyncio
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +11,11 @@ from hiredis import pack_command
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from llmbridge.errors import RedisUnavailable
-from llmbridge.log.connections import Connector
+from llmbridge.log.connections import Connector, pause_seconds
 
 Command = tuple[str | bytes | int, ...]
 Reply = Any
 """What Redis answered, as redis-py decodes it; an error reply is a ResponseError in the list, not raised."""
-
-FIRST_PAUSE_SECONDS = 0.05
-LONGEST_PAUSE_SECONDS = 1.0
 
 
 class ConnectionBroken(Exception):
@@ -32,7 +28,7 @@ class Exchange:
     def __init__(self, connector: Connector, purpose: str, timeout_seconds: float) -> None:
         self._connection = connector.make(purpose)
         self._timeout_seconds = timeout_seconds
-        self._pause_seconds = 0.0
+        self._failures = 0
         self._closed_until = 0.0
 
     async def send(self, commands: Sequence[Command]) -> list[Reply]:
@@ -85,10 +81,10 @@ class Exchange:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._connection.connect()  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
-            self._pause_seconds = min(max(2 * self._pause_seconds, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-            self._closed_until = asyncio.get_running_loop().time() + self._pause_seconds * random.uniform(0.5, 1)
+            self._failures += 1
+            self._closed_until = asyncio.get_running_loop().time() + pause_seconds(self._failures)
             raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
-        self._pause_seconds = 0.0
+        self._failures = 0
 
     async def _reply(self) -> Reply:
         try:

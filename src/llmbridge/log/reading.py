@@ -60,7 +60,7 @@ class LogReader:
             return None
         run = _run(reply)
         _, _, largest, _ = reply[0][1][5].split(b" ", 3)
-        return Tip(Cursor(run.incarnation, run.last, run.checksum), int(largest), run.sealed)
+        return Tip(Cursor.after(run), int(largest), run.sealed)
 
     async def last(self, log: str) -> Run | None:
         """Read a stream's last entry; None when it is absent."""

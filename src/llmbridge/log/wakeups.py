@@ -6,20 +6,16 @@ retries a message; a broken connection is made anew, every channel subscribed ag
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from llmbridge.log.connections import Connector
+from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Connector, pause_seconds
 from llmbridge.model.records import Run
 
 PING_SECONDS = 5.0
 """A connection on which nothing came for so long is asked for a sign of life, and given up after as long again."""
-
-FIRST_PAUSE_SECONDS = 0.05
-LONGEST_PAUSE_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +91,7 @@ class WakeUps:
 
     async def run(self) -> None:
         """Keep a connection and dispatch its messages until cancelled."""
-        pause = 0.0
+        failures = 0
         try:
             while True:
                 began = asyncio.get_running_loop().time()
@@ -109,9 +105,9 @@ class WakeUps:
                 self._start_over()
                 if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_SECONDS:
                     # It worked for a while. Where Redis refuses to subscribe, connecting alone proves nothing.
-                    pause = 0.0
-                pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                    failures = 0
+                failures += 1
+                await asyncio.sleep(pause_seconds(failures))
         finally:
             await self._connection.disconnect(nowait=True)
 

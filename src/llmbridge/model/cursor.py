@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from llmbridge.model.records import MAX_SEQUENCE
+from llmbridge.model.records import MAX_SEQUENCE, Run
 
 _FORM = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})-([0-9a-f]{8})")
 
@@ -30,6 +30,11 @@ class Cursor:
         if sequence > MAX_SEQUENCE or incarnation > MAX_SEQUENCE:
             raise ValueError("a number in the cursor is too large")
         return cls(incarnation, sequence, match[3])
+
+    @classmethod
+    def after(cls, run: Run) -> "Cursor":
+        """Name the last record of a run."""
+        return cls(run.incarnation, run.last, run.checksum)
 
     def __str__(self) -> str:
         return f"{self.incarnation}-{self.sequence}-{self.checksum}"

@@ -144,13 +144,13 @@ class Reader:
         fragments = run.fragments
         if page.skip:
             fragments = (self._wire.skip(fragments[0], page.skip), *fragments[1:])
-        self._cursor = Cursor(run.incarnation, run.last, run.checksum)
+        self._cursor = Cursor.after(run)
         self._ended = run.sealed
         return self._wire.message(fragments, run.first + page.skip, str(self._cursor), run.appended_ms)
 
     def _skip_to_end(self, last: Run | None) -> None:
         if last is not None:
-            self._cursor = Cursor(last.incarnation, last.last, last.checksum)
+            self._cursor = Cursor.after(last)
         if last is None or not last.sealed:
             # So that a reader cut off before its first record goes on from here, and not from a later "latest".
             self._first_message = self._wire.heartbeat(self.cursor)

@@ -36,8 +36,7 @@ local function duplicate(keys, last, request, compare)
   local sequence = request.first + request.count - 1
   local found = redis.call('XRANGE', keys.log, last.incarnation .. '-' .. whole(sequence), '+', 'COUNT', 1)[1]
   local entry = decoded(found)
-  local count = tonumber(entry.fields.n)
-  local first = entry.sequence - count + 1
+  local first = first_of(entry)
   local checksum = first <= sequence and entry.fields.c or NO_CHECKSUM
   if compare and first == request.first and entry.sequence == sequence and entry.fields.h ~= request.checksum then
     return {'conflict', whole(request.first)}

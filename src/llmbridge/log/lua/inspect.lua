@@ -9,11 +9,10 @@ if not last then
 end
 local earliest = decoded(redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1])
 local fields = last.fields
-local count = tonumber(earliest.fields.n)
 -- The header is no entry that anybody made.
-local header = count == 0 and 1 or 0
+local header = earliest.fields.n == '0' and 1 or 0
 return {
-  last.incarnation, whole(earliest.sequence - count + 1), whole(last.sequence), fields.c, fields.t,
+  last.incarnation, whole(first_of(earliest)), whole(last.sequence), fields.c, fields.t,
   fields.e or '0', fields.f or '', fields.s or '',
   redis.call('XLEN', log) - header, redis.call('MEMORY', 'USAGE', log), redis.call('PTTL', log),
 }

@@ -32,6 +32,11 @@ local function decoded(entry)
   return {incarnation = incarnation, sequence = tonumber(sequence), fields = fields}
 end
 
+-- The sequence of an entry's first record; the header, which has none, stands before record 1.
+local function first_of(entry)
+  return entry.sequence - tonumber(entry.fields.n) + 1
+end
+
 local function last_entry(log)
   local found = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   return found and decoded(found)

@@ -10,10 +10,6 @@ local function entry_from(id)
   return decoded(redis.call('XRANGE', log, id, '+', 'COUNT', 1)[1])
 end
 
-local function first_of(entry)
-  return entry.sequence - tonumber(entry.fields.n) + 1
-end
-
 local last = last_entry(log)
 if not last then
   return {}
