@@ -12,7 +12,6 @@ from llmbridge.client.connection import grpc_target
 
 __all__ = [
     "DEFAULT_ADDRESS",
-    "LARGEST_NUMBER",
     "Address",
     "AsJson",
     "Model",
@@ -29,8 +28,6 @@ __all__ = [
 ]
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-LARGEST_NUMBER = 2**53 - 1
-"""The contract's limit for sequences, epochs and the like."""
 
 # One attempt of a request may take so long; a bridge that is well answers within milliseconds.
 _ATTEMPT_SECONDS = 5.0

@@ -20,7 +20,6 @@ from llmbridge.cli.errors import ExitCode, exit_code_of, fail, reporting, say
 from llmbridge.cli.openai_source import Endpoint, Question, load_openai, pipe_answer
 from llmbridge.cli.options import (
     DEFAULT_ADDRESS,
-    LARGEST_NUMBER,
     Address,
     Model,
     Response,
@@ -49,6 +48,7 @@ from llmbridge.client import (
     Writer,
 )
 from llmbridge.client import Role as WireRole
+from llmbridge.model.records import MAX_SEQUENCE
 
 # A person who has pressed Ctrl-C should learn soon why it is not over yet.
 _PATIENCE_SECONDS = 1.0
@@ -95,7 +95,7 @@ def produce(
     ] = None,
     role: Annotated[Role | None, typer.Option(help="Who speaks on standard input [assistant].")] = None,
     epoch: Annotated[
-        int, typer.Option(min=0, max=LARGEST_NUMBER, help="The producer's epoch; a higher one fences off all lower.")
+        int, typer.Option(min=0, max=MAX_SEQUENCE, help="The producer's epoch; a higher one fences off all lower.")
     ] = 0,
     address: Address = DEFAULT_ADDRESS,
     retry_for: RetryFor = 30.0,

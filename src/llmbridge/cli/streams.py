@@ -11,7 +11,6 @@ from google.protobuf.message import Message
 from llmbridge.cli.errors import ExitCode, fail, quiet_when_unread, say
 from llmbridge.cli.options import (
     DEFAULT_ADDRESS,
-    LARGEST_NUMBER,
     Address,
     AsJson,
     Model,
@@ -26,6 +25,7 @@ from llmbridge.cli.printing import json_line
 from llmbridge.cli.tables import Column, print_lines, show_rows
 from llmbridge.client import Client, FinishReason, Sealer, StreamName
 from llmbridge.client.values import stream_ref
+from llmbridge.model.records import MAX_SEQUENCE
 from llmbridge.v1.bridge_service_pb2 import CancelResponse
 from llmbridge.v1.stream_admin_service_pb2 import TrimStreamResponse
 from llmbridge.v1.stream_pb2 import STREAM_STATE_SEALED, StreamInfo, StreamRef
@@ -96,10 +96,10 @@ def create(
     response: Response = "",
     retention_ms: Annotated[
         int,
-        typer.Option(min=0, max=LARGEST_NUMBER, help="Keep it so long after its last record; 0: the bridge's setting."),
+        typer.Option(min=0, max=MAX_SEQUENCE, help="Keep it so long after its last record; 0: the bridge's setting."),
     ] = 0,
     max_length: Annotated[
-        int, typer.Option(min=0, max=LARGEST_NUMBER, help="Keep at most so many tokens; 0: the bridge's setting.")
+        int, typer.Option(min=0, max=MAX_SEQUENCE, help="Keep at most so many tokens; 0: the bridge's setting.")
     ] = 0,
     as_json: AsJson = False,
     address: Address = DEFAULT_ADDRESS,
@@ -124,7 +124,7 @@ def trim(
     model: Model,
     response: Response = "",
     keep: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST_NUMBER, help="Keep so many of the newest tokens.")
+        int | None, typer.Option(min=1, max=MAX_SEQUENCE, help="Keep so many of the newest tokens.")
     ] = None,
     through: Annotated[
         str | None, typer.Option(callback=check_text, metavar="CURSOR", help="Drop this record and all before it.")
