@@ -230,7 +230,8 @@ class Writer:
             return
         hurried = gave_up or not isinstance(error, Exception)
         try:
-            async with asyncio.timeout(self._close_timeout if hurried else self._connection.policy.give_up_after):
+            # Unhurried, the retry policy is the only bound: a second clock of the same length would hide its error.
+            async with asyncio.timeout(self._close_timeout if hurried else None):
                 await self._store_end(FinishReason.ERROR, message)
         except (ClientError, TimeoutError) as failure:
             error.add_note(f"llmbridge: the end of {self.stream} could not be stored ({_describe(failure)})")
