@@ -18,10 +18,15 @@
     │   └── Expired
     ├── StreamNotFound
     ├── StreamExists
+    ├── GroupNotFound
+    ├── GroupSettingsDiffer
+    ├── ConnectionNotFound
+    ├── Disconnected
     └── Unavailable               trying again helps
         ├── RedisUnavailable
         ├── AppendOutcomeUnknown
-        └── Draining
+        ├── Draining
+        └── ConnectionIdle
 
 `reason` is the name in the proto's ErrorReason without its prefix; `metadata` is what error_reason.proto documents.
 """
@@ -216,6 +221,54 @@ class StreamExists(_AboutStream):
     problem = "there is such a stream already"
 
 
+class GroupNotFound(BridgeError):
+    """There is no consumer group of that name."""
+
+    reason = "GROUP_NOT_FOUND"
+
+    def __init__(self, group: str) -> None:
+        super().__init__(
+            f"there is no group {group!r} (never made, deleted, or gone with its stream): its first member makes it",
+            group=group,
+        )
+
+
+class GroupSettingsDiffer(BridgeError):
+    """The group exists with other settings."""
+
+    reason = "GROUP_SETTINGS_DIFFER"
+
+    def __init__(self, group: str, ack_deadline_ms: int, max_deliveries: int) -> None:
+        super().__init__(
+            f"group {group!r} has ack_deadline_ms {ack_deadline_ms} and max_deliveries {max_deliveries}: give these, "
+            "or 0 to take them as they are",
+            group=group,
+            ack_deadline_ms=str(ack_deadline_ms),
+            max_deliveries=str(max_deliveries),
+        )
+
+
+class ConnectionNotFound(BridgeError):
+    """This process has no connection of that id."""
+
+    reason = "CONNECTION_NOT_FOUND"
+
+    def __init__(self, connection_id: str) -> None:
+        super().__init__(
+            f"there is no connection {connection_id!r} here: it ended, or is at another instance",
+            connection_id=connection_id,
+        )
+
+
+class Disconnected(BridgeError):
+    """An operator ended the call."""
+
+    reason = "DISCONNECTED"
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__("an operator ended this call", cursor=cursor)
+
+
 class Unavailable(BridgeError):
     """Trying again helps, after `retry_after_ms`."""
 
@@ -256,3 +309,12 @@ class Draining(Unavailable):
             **({} if cursor is None else {"cursor": cursor}),
         )
         self.cursor = cursor
+
+
+class ConnectionIdle(Unavailable):
+    """The client took nothing for too long."""
+
+    reason = "CONNECTION_IDLE"
+
+    def __init__(self) -> None:
+        super().__init__("nothing was taken for too long, the bridge let go of the call: go on from the last cursor")

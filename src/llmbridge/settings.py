@@ -72,6 +72,15 @@ class Settings(BaseSettings):
     max_id_bytes: int = Field(256, ge=16, le=1_024, validation_alias="LLMBRIDGE_MAX_ID_BYTES")
     max_stream_tokens: int = Field(1_000_000, ge=1, validation_alias="LLMBRIDGE_MAX_STREAM_TOKENS")
     max_readers: int = Field(10_000, ge=1, validation_alias="LLMBRIDGE_MAX_READERS")
+    connection_cleanup_interval: int = Field(300_000, ge=1_000, validation_alias="CONNECTION_CLEANUP_INTERVAL")
+
+    consumer_group: str = Field("llmbridge", min_length=1, max_length=256, validation_alias="REDIS_CONSUMER_GROUP")
+    max_consumers: int | None = Field(None, ge=1, validation_alias="MAX_CONSUMERS_PER_INSTANCE")
+    consumer_poll_timeout: int = Field(1_000, ge=10, le=60_000, validation_alias="CONSUMER_POLL_TIMEOUT")
+    max_dead_letters: int = Field(10_000, ge=1, validation_alias="LLMBRIDGE_MAX_DEAD_LETTERS")
+    dead_letter_retention_ms: int = Field(
+        7 * _DAY_MS, ge=1_000, le=_TEN_YEARS_MS, validation_alias="LLMBRIDGE_DEAD_LETTER_RETENTION_MS"
+    )
 
     @classmethod
     def load(cls, **flags: Any) -> Self:

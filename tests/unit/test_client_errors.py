@@ -46,9 +46,14 @@ EXPECTED = {
     "EXPIRED": client.HistoryLost,
     "STREAM_NOT_FOUND": client.StreamNotFound,
     "STREAM_EXISTS": client.StreamExists,
+    "GROUP_NOT_FOUND": client.GroupNotFound,
+    "GROUP_SETTINGS_DIFFER": client.GroupSettingsDiffer,
+    "CONNECTION_NOT_FOUND": client.ConnectionNotFound,
+    "DISCONNECTED": client.Disconnected,
     "REDIS_UNAVAILABLE": client.Unavailable,
     "APPEND_OUTCOME_UNKNOWN": client.Unavailable,
     "DRAINING": client.Unavailable,
+    "CONNECTION_IDLE": client.Unavailable,
     "INTERNAL": client.BridgeFailure,
 }
 

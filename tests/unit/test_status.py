@@ -38,9 +38,14 @@ EXAMPLES: dict[type[BridgeError], BridgeError] = {
         errors.Expired(),
         errors.StreamNotFound(NAME),
         errors.StreamExists(NAME),
+        errors.GroupNotFound("workers"),
+        errors.GroupSettingsDiffer("workers", 30_000, 5),
+        errors.ConnectionNotFound("5f0c"),
+        errors.Disconnected(CURSOR),
         errors.RedisUnavailable("it is away"),
         errors.AppendOutcomeUnknown("it went away"),
         errors.Draining(CURSOR),
+        errors.ConnectionIdle(),
     )
 }
 

@@ -7,8 +7,9 @@ The one place that turns the client's errors into either. Exit codes of all comm
     2    the command line is wrong, or a field of it is refused by the bridge
     3    something besides the bridge is missing or failed: the model endpoint, a package, standard input
     4    the bridge can't be reached, or can't serve at present; trying again later helps
-    5    there is no such stream (or, for health, no such service)
-    6    the stream, or a limit of the bridge, does not allow it: it exists, has its end, has another producer
+    5    there is no such stream, group or connection (or, for health, no such service)
+    6    the stream, the group, an operator or a limit of the bridge does not allow it: it exists, has its end, has
+         another producer or other settings
     7    history is lost: records that were asked for are gone
     8    the response ended with an error
     9    the response was cancelled
@@ -27,7 +28,11 @@ import typer
 from llmbridge.cli.openai_source import ModelEndpointError
 from llmbridge.client import (
     ClientError,
+    ConnectionNotFound,
+    Disconnected,
     FinishReason,
+    GroupNotFound,
+    GroupSettingsDiffer,
     HistoryLost,
     InvalidRequest,
     LimitExceeded,
@@ -126,7 +131,7 @@ def explain(error: ClientError, address: str) -> tuple[ExitCode, str]:
             return ExitCode.UNAVAILABLE, f"the bridge at {address} can't serve at present: {error}"
         case InvalidRequest():
             return ExitCode.USAGE, str(error)
-        case StreamNotFound():
+        case StreamNotFound() | GroupNotFound() | ConnectionNotFound():
             return ExitCode.NOT_FOUND, str(error)
         case HistoryLost():
             return ExitCode.HISTORY_LOST, str(error)
@@ -139,7 +144,7 @@ def explain(error: ClientError, address: str) -> tuple[ExitCode, str]:
             return ExitCode.REFUSED, f"{numbers}: it has another producer's records, or has lost some"
         case ResponseFailed():
             return ExitCode.RESPONSE_FAILED, f"the response failed: {error}"
-        case StreamExists() | LimitExceeded() | SequenceConflict():
+        case StreamExists() | LimitExceeded() | SequenceConflict() | GroupSettingsDiffer() | Disconnected():
             return ExitCode.REFUSED, str(error)
         case ClientError(code=grpc.StatusCode.NOT_FOUND):
             # Of streams it says more; what is left is the service that health asks for.

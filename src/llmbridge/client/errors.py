@@ -7,6 +7,10 @@
     ├── LimitExceeded        a limit of the bridge would be exceeded
     ├── StreamNotFound
     ├── StreamExists
+    ├── GroupNotFound
+    ├── GroupSettingsDiffer  the group exists with another deadline, or another maximum of deliveries
+    ├── ConnectionNotFound
+    ├── Disconnected         an operator ended the call
     ├── GenerationOver       nothing more can be appended: stop generating
     │   ├── StreamCompleted  … the stream has its end: cancelled, given up for lost, or completed before
     │   └── ProducerFenced   … another producer took over
@@ -137,6 +141,37 @@ class StreamExists(ClientError):
     """There is a stream of that name; nothing was changed."""
 
 
+class GroupNotFound(ClientError):
+    """There is no such consumer group: never made, deleted, or gone with its stream."""
+
+
+class GroupSettingsDiffer(ClientError):
+    """The group exists with other settings."""
+
+    @property
+    def ack_deadline_ms(self) -> int:
+        """The group's deadline for settling an entry."""
+        return self._number("ack_deadline_ms")
+
+    @property
+    def max_deliveries(self) -> int:
+        """After how many deliveries the group makes an entry a dead letter."""
+        return self._number("max_deliveries")
+
+
+class ConnectionNotFound(ClientError):
+    """The bridge process has no such connection."""
+
+
+class Disconnected(ClientError):
+    """An operator ended the call."""
+
+    @property
+    def cursor(self) -> str:
+        """Where the reader stood."""
+        return self.metadata.get("cursor", "")
+
+
 class GenerationOver(ClientError):
     """Nothing more can be appended by this producer: stop generating."""
 
@@ -239,9 +274,14 @@ _BY_REASON: Mapping[str, type[ClientError]] = {
     "EXPIRED": HistoryLost,
     "STREAM_NOT_FOUND": StreamNotFound,
     "STREAM_EXISTS": StreamExists,
+    "GROUP_NOT_FOUND": GroupNotFound,
+    "GROUP_SETTINGS_DIFFER": GroupSettingsDiffer,
+    "CONNECTION_NOT_FOUND": ConnectionNotFound,
+    "DISCONNECTED": Disconnected,
     "REDIS_UNAVAILABLE": Unavailable,
     "APPEND_OUTCOME_UNKNOWN": Unavailable,
     "DRAINING": Unavailable,
+    "CONNECTION_IDLE": Unavailable,
     "INTERNAL": BridgeFailure,
 }
 

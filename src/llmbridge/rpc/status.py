@@ -31,6 +31,10 @@ _TABLE: tuple[tuple[type[errors.BridgeError], grpc.StatusCode], ...] = (
     (errors.HistoryGone, grpc.StatusCode.OUT_OF_RANGE),
     (errors.StreamNotFound, grpc.StatusCode.NOT_FOUND),
     (errors.StreamExists, grpc.StatusCode.ALREADY_EXISTS),
+    (errors.GroupNotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.GroupSettingsDiffer, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.ConnectionNotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.Disconnected, grpc.StatusCode.ABORTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
 )
 

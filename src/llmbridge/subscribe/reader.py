@@ -4,11 +4,9 @@ Its cursor is all it remembers. It takes messages from the shared tail where tha
 the log where it does not; only such a read can say that history is gone.
 """
 
-import asyncio
-import random
 from contextlib import AsyncExitStack
 
-from llmbridge.errors import Draining, RedisUnavailable
+from llmbridge.hub.attached import Attached
 from llmbridge.hub.fanout import Fanout
 from llmbridge.hub.tail import Tail
 from llmbridge.log.reading import LogReader, Tip
@@ -17,29 +15,21 @@ from llmbridge.model.records import Run
 from llmbridge.model.wire import Wire
 from llmbridge.subscribe.start import Position, Start
 
-LONGEST_PAUSE_SECONDS = 0.5
-"""How long an attached reader rests between attempts while Redis is unreachable."""
 
-
-class Reader:
+class Reader(Attached):
     """Reads one stream. Made and attached by Subscriptions; used by one task."""
 
     def __init__(self, log: str, fanout: Fanout, log_reader: LogReader, wire: Wire, heartbeat_seconds: float) -> None:
+        super().__init__(heartbeat_seconds)
         self._log = log
         self._fanout = fanout
         self._log_reader = log_reader
         self._wire = wire
-        self._heartbeat_seconds = heartbeat_seconds
-        self._loop = asyncio.get_running_loop()
         self._cursor: Cursor | None = None
         self._tip: Tip | None = None
         self._first_message: bytes | None = None
-        self._ended = False
-        self._draining = False
         self._following = AsyncExitStack()
         self._tail: Tail | None = None
-        self._change: asyncio.Future[None] | None = None
-        self._last_message_at = self._loop.time()
 
     @property
     def cursor(self) -> str:
@@ -64,39 +54,13 @@ class Reader:
         await self._following.aclose()
 
     async def next_message(self) -> bytes | None:
-        """Wait for the next message, which may be a heartbeat; None after the completion.
-
-        Raises a HistoryGone, or Draining with the cursor. While Redis is unreachable it waits.
-        """
+        """As Attached.next_message; None after the completion. Raises a HistoryGone too."""
         message, self._first_message = self._first_message, None
-        while message is None:
-            if self._ended:
-                return None
-            if self._draining:
-                raise Draining(self.cursor)
-            try:
-                message = await self._advance(self._tail if self._tail is not None else await self._follow())
-            except RedisUnavailable:
-                await asyncio.sleep(random.uniform(0.1, 1) * LONGEST_PAUSE_SECONDS)
-            if message is None and self._heartbeat_due():
-                message = self._wire.heartbeat(self.cursor)
-        self._last_message_at = self._loop.time()
-        return message
+        return message if message is not None else await super().next_message()
 
-    def beat(self) -> None:
-        """Have the reader send a heartbeat if it waits and one is due."""
-        if self._change is not None and not self._change.done() and self._heartbeat_due():
-            self._change.set_result(None)
-
-    def drain(self) -> None:
-        """Have the reader end with Draining after the message that it is sending."""
-        self._draining = True
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
-
-    async def _advance(self, tail: Tail) -> bytes | None:
-        """Give the next message if there is one, else wait for a change."""
-        if tail.closed:
+    async def _advance(self) -> bytes | None:
+        tail = self._tail
+        if tail is None or tail.closed:
             tail = await self._follow()
         end = tail.cursor
         message = self._live(tail)
@@ -104,14 +68,16 @@ class Reader:
             message = await self._read_log()
         nothing_new = message is None and not self._ended
         # What changed while the log was read would not wake this reader any more.
-        if nothing_new and tail.cursor == end and not tail.closed and not self._draining:
-            self._change = tail.wait()
+        if nothing_new and tail.cursor == end and not tail.closed:
+            change = tail.wait()
             try:
-                await self._change
+                await self._wait(change)
             finally:
-                tail.leave(self._change)
-                self._change = None
+                tail.leave(change)
         return message
+
+    def _heartbeat(self) -> bytes:
+        return self._wire.heartbeat(self.cursor)
 
     def _live(self, tail: Tail) -> bytes | None:
         if self._cursor is None:
@@ -164,6 +130,3 @@ class Reader:
         self._tail = None
         self._tail = await self._following.enter_async_context(self._fanout.follow(self._log))
         return self._tail
-
-    def _heartbeat_due(self) -> bool:
-        return self._loop.time() - self._last_message_at >= self._heartbeat_seconds

@@ -26,31 +26,35 @@ from llmbridge.v1 import stream_pb2 as llmbridge_dot_v1_dot_stream__pb2
 from llmbridge.v1 import token_pb2 as llmbridge_dot_v1_dot_token__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmbridge/v1/bridge_service.proto\x12\x0cllmbridge.v1\x1a\x19llmbridge/v1/stream.proto\x1a\x18llmbridge/v1/token.proto\"\xe5\x01\n\x0eProduceRequest\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.llmbridge.v1.Token\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x18.llmbridge.v1.CompletionH\x00\x88\x01\x01\x12\'\n\x06stream\x18\x03 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x16\n\x0e\x66irst_sequence\x18\x04 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x05 \x01(\x04\x12\x13\n\x0bproducer_id\x18\x06 \x01(\tB\r\n\x0b_completion\"K\n\x0fProduceResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\x88\x01\n\x10SubscribeRequest\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x16\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\tH\x00\x12*\n\x08position\x18\x03 \x01(\x0e\x32\x16.llmbridge.v1.PositionH\x00\x42\x07\n\x05start\"\xb7\x01\n\x11SubscribeResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.llmbridge.v1.Token\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x18.llmbridge.v1.CompletionH\x00\x88\x01\x01\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\t\x12\x13\n\x0b\x61ppended_ms\x18\x05 \x01(\x03\x42\r\n\x0b_completion\"H\n\rCancelRequest\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa4\x01\n\x0e\x43\x61ncelResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.llmbridge.v1.FinishReason\x12$\n\x06sealer\x18\x04 \x01(\x0e\x32\x14.llmbridge.v1.Sealer\x12\x12\n\nsealed_now\x18\x05 \x01(\x08\"h\n\x10KeepAliveRequest\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\x04\x12\x13\n\x0bproducer_id\x18\x03 \x01(\t\"-\n\x11KeepAliveResponse\x12\x18\n\x10producer_lost_ms\x18\x01 \x01(\x03*h\n\x08Position\x12\x18\n\x14POSITION_UNSPECIFIED\x10\x00\x12\x16\n\x12POSITION_BEGINNING\x10\x01\x12\x15\n\x11POSITION_EARLIEST\x10\x02\x12\x13\n\x0fPOSITION_LATEST\x10\x03\x32\xba\x02\n\rBridgeService\x12\x46\n\x07Produce\x12\x1c.llmbridge.v1.ProduceRequest\x1a\x1d.llmbridge.v1.ProduceResponse\x12N\n\tSubscribe\x12\x1e.llmbridge.v1.SubscribeRequest\x1a\x1f.llmbridge.v1.SubscribeResponse0\x01\x12\x43\n\x06\x43\x61ncel\x12\x1b.llmbridge.v1.CancelRequest\x1a\x1c.llmbridge.v1.CancelResponse\x12L\n\tKeepAlive\x12\x1e.llmbridge.v1.KeepAliveRequest\x1a\x1f.llmbridge.v1.KeepAliveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmbridge/v1/bridge_service.proto\x12\x0cllmbridge.v1\x1a\x19llmbridge/v1/stream.proto\x1a\x18llmbridge/v1/token.proto\"\xe5\x01\n\x0eProduceRequest\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.llmbridge.v1.Token\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x18.llmbridge.v1.CompletionH\x00\x88\x01\x01\x12\'\n\x06stream\x18\x03 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x16\n\x0e\x66irst_sequence\x18\x04 \x01(\x04\x12\x16\n\x0eproducer_epoch\x18\x05 \x01(\x04\x12\x13\n\x0bproducer_id\x18\x06 \x01(\tB\r\n\x0b_completion\"K\n\x0fProduceResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\xc5\x01\n\x10SubscribeRequest\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x16\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\tH\x00\x12*\n\x08position\x18\x03 \x01(\x0e\x32\x16.llmbridge.v1.PositionH\x00\x12\x31\n\x05group\x18\x04 \x01(\x0b\x32\x1d.llmbridge.v1.GroupMembershipH\x01\x88\x01\x01\x42\x07\n\x05startB\x08\n\x06_group\"\xd9\x01\n\x0fGroupMembership\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\x12\x36\n\x0f\x61\x63knowledgement\x18\x03 \x01(\x0e\x32\x1d.llmbridge.v1.Acknowledgement\x12\x1e\n\x16max_outstanding_tokens\x18\x04 \x01(\r\x12\x1d\n\x15max_outstanding_bytes\x18\x05 \x01(\r\x12\x17\n\x0f\x61\x63k_deadline_ms\x18\x06 \x01(\x03\x12\x16\n\x0emax_deliveries\x18\x07 \x01(\r\"\xe2\x01\n\x11SubscribeResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.llmbridge.v1.Token\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x18.llmbridge.v1.CompletionH\x00\x88\x01\x01\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\t\x12\x13\n\x0b\x61ppended_ms\x18\x05 \x01(\x03\x12\x0f\n\x07\x61\x63k_ids\x18\x06 \x03(\t\x12\x18\n\x10\x64\x65livery_attempt\x18\x07 \x01(\rB\r\n\x0b_completion\"H\n\rCancelRequest\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa4\x01\n\x0e\x43\x61ncelResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.llmbridge.v1.FinishReason\x12$\n\x06sealer\x18\x04 \x01(\x0e\x32\x14.llmbridge.v1.Sealer\x12\x12\n\nsealed_now\x18\x05 \x01(\x08\"h\n\x10KeepAliveRequest\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\x04\x12\x13\n\x0bproducer_id\x18\x03 \x01(\t\"-\n\x11KeepAliveResponse\x12\x18\n\x10producer_lost_ms\x18\x01 \x01(\x03*h\n\x08Position\x12\x18\n\x14POSITION_UNSPECIFIED\x10\x00\x12\x16\n\x12POSITION_BEGINNING\x10\x01\x12\x15\n\x11POSITION_EARLIEST\x10\x02\x12\x13\n\x0fPOSITION_LATEST\x10\x03*o\n\x0f\x41\x63knowledgement\x12\x1f\n\x1b\x41\x43KNOWLEDGEMENT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41\x43KNOWLEDGEMENT_AUTOMATIC\x10\x01\x12\x1c\n\x18\x41\x43KNOWLEDGEMENT_EXPLICIT\x10\x02\x32\xba\x02\n\rBridgeService\x12\x46\n\x07Produce\x12\x1c.llmbridge.v1.ProduceRequest\x1a\x1d.llmbridge.v1.ProduceResponse\x12N\n\tSubscribe\x12\x1e.llmbridge.v1.SubscribeRequest\x1a\x1f.llmbridge.v1.SubscribeResponse0\x01\x12\x43\n\x06\x43\x61ncel\x12\x1b.llmbridge.v1.CancelRequest\x1a\x1c.llmbridge.v1.CancelResponse\x12L\n\tKeepAlive\x12\x1e.llmbridge.v1.KeepAliveRequest\x1a\x1f.llmbridge.v1.KeepAliveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmbridge.v1.bridge_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POSITION']._serialized_start=1132
-  _globals['_POSITION']._serialized_end=1236
+  _globals['_POSITION']._serialized_start=1456
+  _globals['_POSITION']._serialized_end=1560
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=1562
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=1673
   _globals['_PRODUCEREQUEST']._serialized_start=105
   _globals['_PRODUCEREQUEST']._serialized_end=334
   _globals['_PRODUCERESPONSE']._serialized_start=336
   _globals['_PRODUCERESPONSE']._serialized_end=411
   _globals['_SUBSCRIBEREQUEST']._serialized_start=414
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=550
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=553
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=736
-  _globals['_CANCELREQUEST']._serialized_start=738
-  _globals['_CANCELREQUEST']._serialized_end=810
-  _globals['_CANCELRESPONSE']._serialized_start=813
-  _globals['_CANCELRESPONSE']._serialized_end=977
-  _globals['_KEEPALIVEREQUEST']._serialized_start=979
-  _globals['_KEEPALIVEREQUEST']._serialized_end=1083
-  _globals['_KEEPALIVERESPONSE']._serialized_start=1085
-  _globals['_KEEPALIVERESPONSE']._serialized_end=1130
-  _globals['_BRIDGESERVICE']._serialized_start=1239
-  _globals['_BRIDGESERVICE']._serialized_end=1553
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=611
+  _globals['_GROUPMEMBERSHIP']._serialized_start=614
+  _globals['_GROUPMEMBERSHIP']._serialized_end=831
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=834
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1060
+  _globals['_CANCELREQUEST']._serialized_start=1062
+  _globals['_CANCELREQUEST']._serialized_end=1134
+  _globals['_CANCELRESPONSE']._serialized_start=1137
+  _globals['_CANCELRESPONSE']._serialized_end=1301
+  _globals['_KEEPALIVEREQUEST']._serialized_start=1303
+  _globals['_KEEPALIVEREQUEST']._serialized_end=1407
+  _globals['_KEEPALIVERESPONSE']._serialized_start=1409
+  _globals['_KEEPALIVERESPONSE']._serialized_end=1454
+  _globals['_BRIDGESERVICE']._serialized_start=1676
+  _globals['_BRIDGESERVICE']._serialized_end=1990
 # @@protoc_insertion_point(module_scope)

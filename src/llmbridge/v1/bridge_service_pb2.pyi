@@ -53,6 +53,30 @@ cursor that "now" means, so that a reader that is cut off before its first recor
 """
 Global___Position: _TypeAlias = Position  # noqa: Y015
 
+class _Acknowledgement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AcknowledgementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Acknowledgement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACKNOWLEDGEMENT_UNSPECIFIED: _Acknowledgement.ValueType  # 0
+    """Not given: means automatic."""
+    ACKNOWLEDGEMENT_AUTOMATIC: _Acknowledgement.ValueType  # 1
+    """The bridge, once a message was handed to the transport. What a broken connection swallows is not delivered again."""
+    ACKNOWLEDGEMENT_EXPLICIT: _Acknowledgement.ValueType  # 2
+    """The client, by GroupService."""
+
+class Acknowledgement(_Acknowledgement, metaclass=_AcknowledgementEnumTypeWrapper):
+    """Who settles the entries that a member gets."""
+
+ACKNOWLEDGEMENT_UNSPECIFIED: Acknowledgement.ValueType  # 0
+"""Not given: means automatic."""
+ACKNOWLEDGEMENT_AUTOMATIC: Acknowledgement.ValueType  # 1
+"""The bridge, once a message was handed to the transport. What a broken connection swallows is not delivered again."""
+ACKNOWLEDGEMENT_EXPLICIT: Acknowledgement.ValueType  # 2
+"""The client, by GroupService."""
+Global___Acknowledgement: _TypeAlias = Acknowledgement  # noqa: Y015
+
 @_typing.final
 class ProduceRequest(_message.Message):
     """Records to append.
@@ -151,6 +175,7 @@ class SubscribeRequest(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     AFTER_CURSOR_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     after_cursor: _builtins.str
     """After this cursor, taken from a message of the same stream. Empty means the beginning."""
     position: Global___Position.ValueType
@@ -159,22 +184,84 @@ class SubscribeRequest(_message.Message):
     def stream(self) -> _stream_pb2.StreamRef:
         """Which stream."""
 
+    @_builtins.property
+    def group(self) -> Global___GroupMembership:
+        """Read as a member of a consumer group. The group remembers its own place, so that of the starts only the position
+        earliest may be given: it accepts that entries which no member ever got were trimmed away.
+        """
+
     def __init__(
         self,
         *,
         stream: _stream_pb2.StreamRef | None = ...,
         after_cursor: _builtins.str = ...,
         position: Global___Position.ValueType = ...,
+        group: Global___GroupMembership | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after_cursor", b"after_cursor", "position", b"position", "start", b"start", "stream", b"stream"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "after_cursor", b"after_cursor", "group", b"group", "position", b"position", "start", b"start", "stream", b"stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_cursor", b"after_cursor", "position", b"position", "start", b"start", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "after_cursor", b"after_cursor", "group", b"group", "position", b"position", "start", b"start", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group: _TypeAlias = _typing.Literal["group"]  # noqa: Y015
+    _WhichOneofArgType__group: _TypeAlias = _typing.Literal["_group", b"_group"]  # noqa: Y015
     _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["after_cursor", "position"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group) -> _WhichOneofReturnType__group | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
 
 Global___SubscribeRequest: _TypeAlias = SubscribeRequest  # noqa: Y015
+
+@_typing.final
+class GroupMembership(_message.Message):
+    """A member of a consumer group (see GroupService). A group is made by its first member, from the start of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
+    MAX_OUTSTANDING_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_OUTSTANDING_BYTES_FIELD_NUMBER: _builtins.int
+    ACK_DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    MAX_DELIVERIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The group's name; empty means the bridge's default (REDIS_CONSUMER_GROUP)."""
+    consumer: _builtins.str
+    """The member's name, shown by ListConsumers; empty means a random one."""
+    acknowledgement: Global___Acknowledgement.ValueType
+    """Who settles."""
+    max_outstanding_tokens: _builtins.int
+    """How many tokens may be delivered and not settled, up to 1,000,000; 0 means 1,000. An entry with more comes alone."""
+    max_outstanding_bytes: _builtins.int
+    """How many bytes of entries may be delivered and not settled, up to 64 MiB; 0 means 1 MiB. A larger entry comes alone."""
+    ack_deadline_ms: _builtins.int
+    """The group's deadline for settling an entry, in ms, from 100 to 86,400,000; 0 means as it is (30,000 for a new group).
+    It belongs to the group: another value than the group's is GROUP_SETTINGS_DIFFER.
+    """
+    max_deliveries: _builtins.int
+    """After how many deliveries an entry becomes a dead letter, up to 1,000; 0 means as it is (5 for a new group). It belongs
+    to the group: another value than the group's is GROUP_SETTINGS_DIFFER.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        consumer: _builtins.str = ...,
+        acknowledgement: Global___Acknowledgement.ValueType = ...,
+        max_outstanding_tokens: _builtins.int = ...,
+        max_outstanding_bytes: _builtins.int = ...,
+        ack_deadline_ms: _builtins.int = ...,
+        max_deliveries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_deadline_ms", b"ack_deadline_ms", "acknowledgement", b"acknowledgement", "consumer", b"consumer", "max_deliveries", b"max_deliveries", "max_outstanding_bytes", b"max_outstanding_bytes", "max_outstanding_tokens", b"max_outstanding_tokens", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupMembership: _TypeAlias = GroupMembership  # noqa: Y015
 
 @_typing.final
 class SubscribeResponse(_message.Message):
@@ -191,6 +278,8 @@ class SubscribeResponse(_message.Message):
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     APPENDED_MS_FIELD_NUMBER: _builtins.int
+    ACK_IDS_FIELD_NUMBER: _builtins.int
+    DELIVERY_ATTEMPT_FIELD_NUMBER: _builtins.int
     first_sequence: _builtins.int
     """The sequence of the first record in this message; 0 in a heartbeat."""
     cursor: _builtins.str
@@ -199,6 +288,8 @@ class SubscribeResponse(_message.Message):
     """
     appended_ms: _builtins.int
     """When Redis stored the last record of this message, in ms since the Unix epoch by Redis' clock; 0 in a heartbeat."""
+    delivery_attempt: _builtins.int
+    """To a member of a group: how often these entries have been delivered, this time included."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_token_pb2.Token]:
         """The tokens, in order."""
@@ -206,6 +297,10 @@ class SubscribeResponse(_message.Message):
     @_builtins.property
     def completion(self) -> _token_pb2.Completion:
         """The stream's end. Nothing follows."""
+
+    @_builtins.property
+    def ack_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """To a member that acknowledges explicitly: names this delivery of each entry in this message, in order. Opaque."""
 
     def __init__(
         self,
@@ -215,10 +310,12 @@ class SubscribeResponse(_message.Message):
         first_sequence: _builtins.int = ...,
         cursor: _builtins.str = ...,
         appended_ms: _builtins.int = ...,
+        ack_ids: _abc.Iterable[_builtins.str] | None = ...,
+        delivery_attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "completion", b"completion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "appended_ms", b"appended_ms", "completion", b"completion", "cursor", b"cursor", "first_sequence", b"first_sequence", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "ack_ids", b"ack_ids", "appended_ms", b"appended_ms", "completion", b"completion", "cursor", b"cursor", "delivery_attempt", b"delivery_attempt", "first_sequence", b"first_sequence", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completion: _TypeAlias = _typing.Literal["completion"]  # noqa: Y015
     _WhichOneofArgType__completion: _TypeAlias = _typing.Literal["_completion", b"_completion"]  # noqa: Y015

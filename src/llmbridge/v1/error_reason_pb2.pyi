@@ -107,6 +107,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL. A defect of the bridge; its log has the details under `incident`.
         {"incident": "5f0c…"}
     """
+    ERROR_REASON_GROUP_NOT_FOUND: _ErrorReason.ValueType  # 19
+    """NOT_FOUND. There is no such consumer group: never made, deleted, or gone with its stream.
+        {"group": "workers"}
+    """
+    ERROR_REASON_GROUP_SETTINGS_DIFFER: _ErrorReason.ValueType  # 20
+    """FAILED_PRECONDITION. The group exists with other settings. Leave them out (0), or give the group's.
+        {"group": "workers", "ack_deadline_ms": "30000", "max_deliveries": "5"}
+    """
+    ERROR_REASON_CONNECTION_NOT_FOUND: _ErrorReason.ValueType  # 21
+    """NOT_FOUND. This bridge process has no such connection: it ended, or is at another instance.
+        {"connection_id": "5f0c…"}
+    """
+    ERROR_REASON_DISCONNECTED: _ErrorReason.ValueType  # 22
+    """ABORTED. An operator ended this call by DisconnectConnection. Come back only when asked to; `cursor` (empty for a
+    member of a group) is the place to go on from.
+        {"cursor": "1760000000000000-40-9f86d081"}
+    """
+    ERROR_REASON_CONNECTION_IDLE: _ErrorReason.ValueType  # 23
+    """UNAVAILABLE, with RetryInfo. The client took nothing for so long (CONNECTION_CLEANUP_INTERVAL) that the bridge let go of the call.
+    Nothing is lost: go on from the last cursor received.
+        {}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reasons of errors. Every error of the bridge carries a google.rpc.ErrorInfo in its status details: `domain` is
@@ -198,5 +220,27 @@ back; a reader's `cursor` (also in the trailer `llmbridge-cursor`) is where it g
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 18
 """INTERNAL. A defect of the bridge; its log has the details under `incident`.
     {"incident": "5f0c…"}
+"""
+ERROR_REASON_GROUP_NOT_FOUND: ErrorReason.ValueType  # 19
+"""NOT_FOUND. There is no such consumer group: never made, deleted, or gone with its stream.
+    {"group": "workers"}
+"""
+ERROR_REASON_GROUP_SETTINGS_DIFFER: ErrorReason.ValueType  # 20
+"""FAILED_PRECONDITION. The group exists with other settings. Leave them out (0), or give the group's.
+    {"group": "workers", "ack_deadline_ms": "30000", "max_deliveries": "5"}
+"""
+ERROR_REASON_CONNECTION_NOT_FOUND: ErrorReason.ValueType  # 21
+"""NOT_FOUND. This bridge process has no such connection: it ended, or is at another instance.
+    {"connection_id": "5f0c…"}
+"""
+ERROR_REASON_DISCONNECTED: ErrorReason.ValueType  # 22
+"""ABORTED. An operator ended this call by DisconnectConnection. Come back only when asked to; `cursor` (empty for a
+member of a group) is the place to go on from.
+    {"cursor": "1760000000000000-40-9f86d081"}
+"""
+ERROR_REASON_CONNECTION_IDLE: ErrorReason.ValueType  # 23
+"""UNAVAILABLE, with RetryInfo. The client took nothing for so long (CONNECTION_CLEANUP_INTERVAL) that the bridge let go of the call.
+Nothing is lost: go on from the last cursor received.
+    {}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
