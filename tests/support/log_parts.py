@@ -13,6 +13,7 @@ from llmbridge.log.appending import Appended, AppendLog, LogDefaults, Overlap
 from llmbridge.log.commands import Commands
 from llmbridge.log.connections import Connector
 from llmbridge.log.exchange import Exchange
+from llmbridge.log.groups import GroupLog, GroupPlace, GroupPolicy, GroupSettings
 from llmbridge.log.keys import Keys
 from llmbridge.log.open_streams import OpenStreams
 from llmbridge.log.sealing import SealLog
@@ -26,6 +27,9 @@ from tests.support.model_log import WIRE, Create, Outcome, Seal, Step, StoredEnt
 DAY_MS = 86_400_000
 NO_LIMITS = LogDefaults(retention_ms=DAY_MS, max_length=0, max_stream_tokens=1_000_000)
 TIMEOUT_SECONDS = 5.0
+GROUPS = GroupPolicy(
+    GroupSettings(30_000, 5), forget_ms=300_000, dead_letter_retention_ms=DAY_MS, max_dead_letters=1_000
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class LogParts:
     seals: SealLog
     streams: StreamLog
     open_streams: OpenStreams
+    groups: GroupLog
     client: "redis.asyncio.Redis"
     retention_ms: int
 
@@ -50,6 +55,12 @@ class LogParts:
                 assert isinstance(await self.appends.append(name, step), Appended)
             case Seal():
                 assert (await self.seal(name, step))[0]
+
+    def place(self, name: StreamName, group: str) -> GroupPlace:
+        """Say where a stream's group is."""
+        stream = self.keys.stream(name)
+        letters = self.keys.dead_letters(self.keys.partition_of(name.session_id))
+        return GroupPlace(stream.log, self.keys.group(name, group), letters, stream.open_member, group)
 
     async def append(self, name: StreamName, request: Append) -> Outcome:
         """Call the script once."""
@@ -76,7 +87,7 @@ class LogParts:
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEntry:
     sealer, finish = fields.get(b"s"), fields.get(b"f")
-    _, cursor_checksum, _, checksum, *producer = fields[b"i"].split(b" ", 5)
+    _, cursor_checksum, _, _, checksum, *producer = fields[b"i"].split(b" ", 6)
     entry = StoredEntry(
         last=int(entry_id.partition(b"-")[2]),
         records=int(fields[b"n"]),
@@ -131,6 +142,7 @@ async def log_parts(
                 SealLog(commands, keys, defaults),
                 StreamLog(commands, keys),
                 OpenStreams(commands, keys),
+                GroupLog(commands, settings.get("groups", GROUPS)),
                 client,
                 defaults.retention_ms,
             )

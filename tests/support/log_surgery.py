@@ -44,10 +44,11 @@ class LogSurgery:
                 step.xadd(self.key, stored, id=entry_id)
             for texts, fragment in zip(entries, fragments, strict=True):
                 last += len(texts)
-                appended_ms, largest, epoch, producer_id = 1_760_000_000_000, max(map(len, fragments)), 0, ""
+                appended_ms, epoch, producer_id = 1_760_000_000_000, 0, ""
+                largest, most = max(map(len, fragments)), max(map(len, entries))
                 checksum = f"{zlib.crc32(fragment):08x}"
                 chain = hashlib.sha1((chain + checksum).encode()).hexdigest()[:8]
-                info = f"{appended_ms} {chain} {largest} {checksum} {epoch} {producer_id}"
+                info = f"{appended_ms} {chain} {largest} {most} {checksum} {epoch} {producer_id}"
                 fields: dict[Any, Any] = {"n": len(texts), "b": fragment, "i": info}
                 step.xadd(self.key, fields, id=f"{incarnation}-{last}")
             step.pexpire(self.key, 60_000)

@@ -65,7 +65,7 @@ class Hub:
 
     def tip(self) -> Tip:
         last = self.log[-1]
-        return Tip(cursor_of(last), 100, last.sealed)
+        return Tip(cursor_of(last), 100, 1, last.sealed)
 
     async def after(self, log: str, cursor: Cursor, tip: Tip | None) -> Page:
         self.reads += 1
@@ -122,7 +122,7 @@ async def test_what_comes_while_the_log_is_read_is_not_slept_through(hub: Hub) -
     reader = await attached(hub)
     assert texts(await reader.next_message()) == ["a"]
     # The tail stands elsewhere (lags), so the reader asks the log, which has nothing yet; the record comes meanwhile.
-    hub.tail.jump(Tip(Cursor(7, 0, NO_CHECKSUM), 0, False))
+    hub.tail.jump(Tip(Cursor(7, 0, NO_CHECKSUM), 0, 0, False))
 
     def come() -> None:
         hub.append(two, tell=False)
@@ -194,7 +194,7 @@ async def test_drain_ends_a_reader_that_waits_and_one_that_reads(hub: Hub) -> No
         await message
     assert told.value.cursor == str(cursor_of(hub.log[0]))
     # In the middle of a read that finds nothing.
-    hub.tail.jump(Tip(Cursor(7, 0, NO_CHECKSUM), 0, False))
+    hub.tail.jump(Tip(Cursor(7, 0, NO_CHECKSUM), 0, 0, False))
     hub.during_read.append(reading.drain)
     with pytest.raises(Draining):
         async with asyncio.timeout(5):

@@ -142,7 +142,7 @@ class TestWindow:
     def test_a_jump_leaves_nothing_to_serve(self) -> None:
         tail = new_tail()
         tail.extend(run(1, "a"))
-        tail.jump(Tip(Cursor(7, 900, "0badcafe"), 10, True))
+        tail.jump(Tip(Cursor(7, 900, "0badcafe"), 10, 1, True))
         assert tail.message_after(START) is None
         assert (len(tail._window), len(tail._by_first), tail._window_bytes) == (0, 0, 0)
         assert tail.sealed
@@ -176,7 +176,7 @@ class TestWaiting:
         tail = new_tail()
         changes: tuple[Callable[[], None], ...] = (
             lambda: tail.extend(run(1, "a")),
-            lambda: tail.jump(Tip(Cursor(7, 5, "0badcafe"), 10, False)),
+            lambda: tail.jump(Tip(Cursor(7, 5, "0badcafe"), 10, 1, False)),
             tail.close,
         )
         for change in changes:

@@ -1,16 +1,34 @@
 """One open call that is given messages: what a reader, a member of a group and a watcher of the feed have in common.
 
-When to wait, when to say that the call is alive, and how it is told to end; not what the messages are.
+When to wait, when to say that the call is alive, how it is told to end, and what can be told of it from outside; not
+what the messages are.
 """
 
 import asyncio
 import random
 from abc import ABC, abstractmethod
+from enum import Enum, auto
 
 from llmbridge.errors import Draining, RedisUnavailable
 
 LONGEST_PAUSE_SECONDS = 0.5
 """How long an attached call rests between attempts while Redis is unreachable."""
+
+HELD_AFTER_SECONDS = 0.1
+"""Writing takes a moment also where nothing holds it: only a message that waits for longer is held."""
+
+
+class State(Enum):
+    """What an attached call is doing."""
+
+    ATTACHING = auto()
+    """It is finding its place."""
+    LIVE = auto()
+    """It has everything, and waits for more."""
+    CATCHING_UP = auto()
+    """It is reading what it does not have yet."""
+    HELD = auto()
+    """Its client takes nothing: a message waits for the transport's flow control."""
 
 
 class Attached(ABC):
@@ -22,19 +40,54 @@ class Attached(ABC):
         self._ended = False
         self._draining = False
         self._change: asyncio.Future[None] | None = None
+        self._first_message: bytes | None = None
         self._last_message_at = self._loop.time()
+        self._last_taken_at = self._last_message_at
+        # The transport has the last message from when it is returned until the next one is asked for.
+        self._handing_over = False
+        self._attaching = True
 
     @property
     def cursor(self) -> str:
         """The cursor of the last record handed out, as the client gets it; empty where a cursor means nothing."""
         return ""
 
+    @property
+    def lag(self) -> int:
+        """How many records come after the cursor, as far as this process knows; 0 where a cursor means nothing."""
+        return 0
+
+    @property
+    def last_taken_at(self) -> float:
+        """When the client last took a message, or was attached, by the event loop's clock in seconds."""
+        return self._last_taken_at
+
+    @property
+    def held_seconds(self) -> float:
+        """For how long the last message has been waiting to be taken; 0 if none is."""
+        return self._loop.time() - self._last_message_at if self._handing_over else 0.0
+
+    @property
+    def state(self) -> State:
+        """What the call is doing at this moment."""
+        if self._attaching:
+            return State.ATTACHING
+        if self.held_seconds >= HELD_AFTER_SECONDS:
+            return State.HELD
+        has_everything = self.lag == 0 if self._handing_over else self._change is not None
+        return State.LIVE if has_everything else State.CATCHING_UP
+
     async def next_message(self) -> bytes | None:
         """Wait for the next message, which may be a heartbeat; None after the end. The one before has been sent.
 
         Raises Draining with the cursor, and what `_advance` raises. While Redis is unreachable it waits.
         """
-        message: bytes | None = None
+        self._attaching = False
+        if self._handing_over:
+            self._handing_over = False
+            self._last_taken_at = self._loop.time()
+        # Found while attaching: it was read, so neither the end nor a drain takes it back.
+        message, self._first_message = self._first_message, None
         while message is None:
             if self._ended:
                 return None
@@ -47,7 +100,11 @@ class Attached(ABC):
             if message is None and self._heartbeat_due():
                 message = self._heartbeat()
         self._last_message_at = self._loop.time()
+        self._handing_over = True
         return message
+
+    async def detach(self) -> None:  # noqa: B027 - nothing to let go of is the common case
+        """Let go of what the call holds. Called once, at its end, however it ends."""
 
     def beat(self) -> None:
         """Have the call send a heartbeat if it waits and one is due."""

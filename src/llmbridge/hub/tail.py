@@ -37,11 +37,16 @@ class Chunk:
 
 
 class Tail:
-    """What this process knows of the end of one stream. `cursor` is None while the stream is absent."""
+    """What this process knows of the end of one stream. `cursor` is None while the stream is absent.
+
+    `largest` and `most` bound the bytes and the records of each entry up to the cursor.
+    """
 
     def __init__(self, log: str, wire: Wire) -> None:
         self.log = log
         self.cursor: Cursor | None = None
+        self.largest = 0
+        self.most = 0
         self.sealed = False
         self.readers = 0
         self.ready = asyncio.Event()
@@ -78,6 +83,8 @@ class Tail:
         previous_checksum = NO_CHECKSUM if self.cursor is None else self.cursor.checksum
         self.cursor = Cursor.after(run)
         self.sealed = run.sealed
+        self.largest = max(self.largest, *map(len, run.fragments))
+        self.most = max(self.most, run.last - run.first + 2 - len(run.fragments))
         if run.last >= run.first:
             chunk = Chunk(run, self.cursor, previous_checksum)
             self._window.append(chunk)
@@ -95,6 +102,8 @@ class Tail:
         self._by_first.clear()
         self._window_bytes = 0
         self.cursor = tip.cursor
+        self.largest = tip.largest
+        self.most = tip.most
         self.sealed = tip.sealed
         self.tell_readers()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from llmbridge.errors import AppendOutcomeUnknown, RedisUnavailable
 from llmbridge.log.batcher import Batcher
@@ -14,9 +15,9 @@ COMMANDS_A_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """Keeps an error reply, which is an answer to one command, from being raised as a failure of the batch."""
+    """Keeps error replies, which are answers to one item's commands, from being raised as a failure of the batch."""
 
-    reply: Reply
+    replies: list[Reply]
 
 
 class Commands:
@@ -24,7 +25,7 @@ class Commands:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._batcher: Batcher[Command, _Answer] = Batcher(
+        self._batcher: Batcher[Sequence[Command], _Answer] = Batcher(
             self._carry, max_items=COMMANDS_A_BATCH, size_of=lambda _: 0, max_bytes=1
         )
 
@@ -56,8 +57,23 @@ class Commands:
         except ConnectionBroken as error:
             raise RedisUnavailable(str(error)) from error
 
-    async def _send(self, command: Command) -> Reply:
-        return (await self._batcher.submit(command)).reply
+    async def transaction(self, *commands: Command) -> list[Reply]:
+        """Carry out commands with nobody else's in between. Raises as `call`, for the first that failed.
 
-    async def _carry(self, commands: Sequence[Command]) -> Sequence[_Answer]:
-        return [_Answer(reply) for reply in await self._exchange.send(commands)]
+        The others have been carried out all the same.
+        """
+        try:
+            replies = (await self._batcher.submit((("MULTI",), *commands, ("EXEC",)))).replies
+        except ConnectionBroken as error:
+            raise AppendOutcomeUnknown(str(error)) from error
+        for reply in replies[1:-1]:
+            # Redis queues no command that it refuses at once, as it does when it is full.
+            checked(reply)
+        return [checked(reply) for reply in checked(replies[-1])]
+
+    async def _send(self, command: Command) -> Reply:
+        return (await self._batcher.submit((command,))).replies[0]
+
+    async def _carry(self, items: Sequence[Sequence[Command]]) -> Sequence[_Answer]:
+        replies = iter(await self._exchange.send([command for commands in items for command in commands]))
+        return [_Answer(list(islice(replies, len(commands)))) for commands in items]

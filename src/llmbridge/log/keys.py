@@ -58,6 +58,23 @@ class Keys:
         """Name the hash that holds a stream's KeepAlive."""
         return self.kept_alive(self.partition_of(name.session_id))
 
+    def group(self, name: StreamName, group: str) -> str:
+        """Name the hash of a stream's consumer group, which is also the channel of its members."""
+        tag = f"{{{self.partition_of(name.session_id)}}}"
+        return f"{self.prefix}:group:{tag}:{self.stream(name).open_member}:{quote(group, safe='')}"
+
+    def dead_letters(self, partition: int) -> str:
+        """Name the stream of a partition's dead letters."""
+        return f"{self.prefix}:dead:{{{partition}}}"
+
+    def feed(self, partition: int) -> str:
+        """Name a partition's part of the lifecycle feed."""
+        return f"{self.prefix}:feed:{{{partition}}}"
+
+    def feed_group(self, partition: int, group: str) -> str:
+        """Name the hash of a consumer group of the lifecycle feed in a partition, which is also its members' channel."""
+        return f"{self.prefix}:group:{{{partition}}}::{quote(group, safe='')}"
+
     @property
     def partition_count(self) -> str:
         """Name the record of how many partitions the stored streams were spread over."""

@@ -26,10 +26,11 @@ thousands of small entries beside a large one do not take a round trip each."""
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """A log's last record, and the size in bytes of the largest fragment of the log up to it."""
+    """A log's last record; the size in bytes of the log's largest fragment up to it, and the most records of an entry."""
 
     cursor: Cursor
     largest: int
+    most: int
     sealed: bool
 
     def page_entries(self) -> int:
@@ -59,8 +60,8 @@ class LogReader:
         if not reply:
             return None
         run = _run(reply)
-        _, _, largest, _ = reply[0][1][5].split(b" ", 3)
-        return Tip(Cursor.after(run), int(largest), run.sealed)
+        _, _, largest, most, _ = reply[0][1][5].split(b" ", 4)
+        return Tip(Cursor.after(run), int(largest), int(most), run.sealed)
 
     async def last(self, log: str) -> Run | None:
         """Read a stream's last entry; None when it is absent."""

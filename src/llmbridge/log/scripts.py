@@ -20,7 +20,7 @@ error carries the code at its beginning (7.0) or after the place in the script (
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script with the shared part (stream.lua) before it."""
+    """A script with the parts that it shares with others before it."""
 
     name: str
     source: str
@@ -35,10 +35,10 @@ class Script:
         return ("EVAL", self.source, len(keys), *keys, *arguments)
 
 
-def load_script(name: str) -> Script:
-    """Read lua/<name>.lua."""
+def load_script(name: str, *shared: str) -> Script:
+    """Read lua/<name>.lua, and put stream.lua and the other `shared` parts before it."""
     folder = resources.files("llmbridge.log") / "lua"
-    source = (folder / "stream.lua").read_text() + (folder / f"{name}.lua").read_text()
+    source = "".join((folder / f"{part}.lua").read_text() for part in ("stream", *shared, name))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -27,7 +27,6 @@ class Reader(Attached):
         self._wire = wire
         self._cursor: Cursor | None = None
         self._tip: Tip | None = None
-        self._first_message: bytes | None = None
         self._following = AsyncExitStack()
         self._tail: Tail | None = None
 
@@ -35,6 +34,17 @@ class Reader(Attached):
     def cursor(self) -> str:
         """The cursor of the last record handed out, as the client gets it; empty before the first."""
         return str(self._cursor) if self._cursor is not None and self._cursor.sequence > 0 else ""
+
+    @property
+    def lag(self) -> int:
+        """How many records come after the cursor, as far as the tail knows."""
+        end = None if self._tail is None else self._tail.cursor
+        if end is None:
+            return 0
+        if self._cursor is None:
+            return end.sequence
+        # Where the incarnations differ the reader is about to be told that its history is gone.
+        return max(0, end.sequence - self._cursor.sequence) if end.incarnation == self._cursor.incarnation else 0
 
     async def attach(self, start: Start) -> None:
         """Take the place to start from. Raises a HistoryGone or RedisUnavailable."""
@@ -52,11 +62,7 @@ class Reader(Attached):
     async def detach(self) -> None:
         """Let go of the tail."""
         await self._following.aclose()
-
-    async def next_message(self) -> bytes | None:
-        """As Attached.next_message; None after the completion. Raises a HistoryGone too."""
-        message, self._first_message = self._first_message, None
-        return message if message is not None else await super().next_message()
+        self._tail = None
 
     async def _advance(self) -> bytes | None:
         tail = self._tail

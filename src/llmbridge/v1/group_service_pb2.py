@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from llmbridge.v1 import stream_pb2 as llmbridge_dot_v1_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmbridge/v1/group_service.proto\x12\x0cllmbridge.v1\x1a\x19llmbridge/v1/stream.proto\"\x0f\n\rLifecycleFeed\"|\n\x08GroupRef\x12)\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRefH\x00\x12\x30\n\tlifecycle\x18\x02 \x01(\x0b\x32\x1b.llmbridge.v1.LifecycleFeedH\x00\x12\x0c\n\x04name\x18\x03 \x01(\tB\x05\n\x03log\"L\n\x12\x41\x63knowledgeRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0f\n\x07\x61\x63k_ids\x18\x02 \x03(\t\"B\n\x13\x41\x63knowledgeResponse\x12+\n\x07results\x18\x01 \x03(\x0e\x32\x1a.llmbridge.v1.SettleResult\"O\n\x15\x45xtendDeadlineRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0f\n\x07\x61\x63k_ids\x18\x02 \x03(\t\"E\n\x16\x45xtendDeadlineResponse\x12+\n\x07results\x18\x01 \x03(\x0e\x32\x1a.llmbridge.v1.SettleResult\"\x87\x01\n\rRejectRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0f\n\x07\x61\x63k_ids\x18\x02 \x03(\t\x12.\n\x0b\x64isposition\x18\x03 \x01(\x0e\x32\x19.llmbridge.v1.Disposition\x12\x0e\n\x06reason\x18\x04 \x01(\t\"=\n\x0eRejectResponse\x12+\n\x07results\x18\x01 \x03(\x0e\x32\x1a.llmbridge.v1.SettleResult\"8\n\x0fGetGroupRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\"\xca\x01\n\x10GetGroupResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconsumers\x18\x02 \x01(\r\x12\x0f\n\x07pending\x18\x03 \x01(\x04\x12\x0b\n\x03lag\x18\x04 \x01(\x04\x12\x19\n\x11oldest_pending_ms\x18\x05 \x01(\x03\x12\x0f\n\x07idle_ms\x18\x06 \x01(\x03\x12\x17\n\x0f\x61\x63k_deadline_ms\x18\x07 \x01(\x03\x12\x16\n\x0emax_deliveries\x18\x08 \x01(\r\x12\x1a\n\x12\x64\x65livered_sequence\x18\t \x01(\x04\"=\n\x14ListConsumersRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\"B\n\x15ListConsumersResponse\x12)\n\tconsumers\x18\x01 \x03(\x0b\x32\x16.llmbridge.v1.Consumer\":\n\x08\x43onsumer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07pending\x18\x02 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x03 \x01(\x03\";\n\x12\x44\x65leteGroupRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\"\x15\n\x13\x44\x65leteGroupResponse\"\xba\x01\n\nDeadLetter\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05group\x18\x02 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1a\n\x12\x66irst_delivered_ms\x18\x06 \x01(\x03\x12\x19\n\x11last_delivered_ms\x18\x07 \x01(\x03\x12\x10\n\x08\x63onsumer\x18\x08 \x01(\t\"x\n\x16ListDeadLettersRequest\x12,\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRefH\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\tB\t\n\x07_stream\"b\n\x17ListDeadLettersResponse\x12.\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x18.llmbridge.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x19RedriveDeadLettersRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"J\n\x1aRedriveDeadLettersResponse\x12,\n\x07results\x18\x01 \x03(\x0e\x32\x1b.llmbridge.v1.RedriveResult\"\'\n\x18\x44\x65leteDeadLettersRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\",\n\x19\x44\x65leteDeadLettersResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\r*d\n\x0cSettleResult\x12\x1d\n\x19SETTLE_RESULT_UNSPECIFIED\x10\x00\x12\x16\n\x12SETTLE_RESULT_DONE\x10\x01\x12\x1d\n\x19SETTLE_RESULT_NOT_PENDING\x10\x02*`\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ISPOSITION_REQUEUE\x10\x01\x12\x1b\n\x17\x44ISPOSITION_DEAD_LETTER\x10\x02*a\n\rRedriveResult\x12\x1e\n\x1aREDRIVE_RESULT_UNSPECIFIED\x10\x00\x12\x17\n\x13REDRIVE_RESULT_DONE\x10\x01\x12\x17\n\x13REDRIVE_RESULT_GONE\x10\x02\x32\xac\x06\n\x0cGroupService\x12R\n\x0b\x41\x63knowledge\x12 .llmbridge.v1.AcknowledgeRequest\x1a!.llmbridge.v1.AcknowledgeResponse\x12[\n\x0e\x45xtendDeadline\x12#.llmbridge.v1.ExtendDeadlineRequest\x1a$.llmbridge.v1.ExtendDeadlineResponse\x12\x43\n\x06Reject\x12\x1b.llmbridge.v1.RejectRequest\x1a\x1c.llmbridge.v1.RejectResponse\x12I\n\x08GetGroup\x12\x1d.llmbridge.v1.GetGroupRequest\x1a\x1e.llmbridge.v1.GetGroupResponse\x12X\n\rListConsumers\x12\".llmbridge.v1.ListConsumersRequest\x1a#.llmbridge.v1.ListConsumersResponse\x12R\n\x0b\x44\x65leteGroup\x12 .llmbridge.v1.DeleteGroupRequest\x1a!.llmbridge.v1.DeleteGroupResponse\x12^\n\x0fListDeadLetters\x12$.llmbridge.v1.ListDeadLettersRequest\x1a%.llmbridge.v1.ListDeadLettersResponse\x12g\n\x12RedriveDeadLetters\x12\'.llmbridge.v1.RedriveDeadLettersRequest\x1a(.llmbridge.v1.RedriveDeadLettersResponse\x12\x64\n\x11\x44\x65leteDeadLetters\x12&.llmbridge.v1.DeleteDeadLettersRequest\x1a\'.llmbridge.v1.DeleteDeadLettersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmbridge/v1/group_service.proto\x12\x0cllmbridge.v1\x1a\x19llmbridge/v1/stream.proto\"\x0f\n\rLifecycleFeed\"|\n\x08GroupRef\x12)\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRefH\x00\x12\x30\n\tlifecycle\x18\x02 \x01(\x0b\x32\x1b.llmbridge.v1.LifecycleFeedH\x00\x12\x0c\n\x04name\x18\x03 \x01(\tB\x05\n\x03log\"L\n\x12\x41\x63knowledgeRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0f\n\x07\x61\x63k_ids\x18\x02 \x03(\t\"B\n\x13\x41\x63knowledgeResponse\x12+\n\x07results\x18\x01 \x03(\x0e\x32\x1a.llmbridge.v1.SettleResult\"O\n\x15\x45xtendDeadlineRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0f\n\x07\x61\x63k_ids\x18\x02 \x03(\t\"E\n\x16\x45xtendDeadlineResponse\x12+\n\x07results\x18\x01 \x03(\x0e\x32\x1a.llmbridge.v1.SettleResult\"\x87\x01\n\rRejectRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0f\n\x07\x61\x63k_ids\x18\x02 \x03(\t\x12.\n\x0b\x64isposition\x18\x03 \x01(\x0e\x32\x19.llmbridge.v1.Disposition\x12\x0e\n\x06reason\x18\x04 \x01(\t\"=\n\x0eRejectResponse\x12+\n\x07results\x18\x01 \x03(\x0e\x32\x1a.llmbridge.v1.SettleResult\"8\n\x0fGetGroupRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\"9\n\x10GetGroupResponse\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.GroupInfo\"w\n\x11ListGroupsRequest\x12)\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRefH\x00\x12\x30\n\tlifecycle\x18\x02 \x01(\x0b\x32\x1b.llmbridge.v1.LifecycleFeedH\x00\x42\x05\n\x03log\"=\n\x12ListGroupsResponse\x12\'\n\x06groups\x18\x01 \x03(\x0b\x32\x17.llmbridge.v1.GroupInfo\"\xc3\x01\n\tGroupInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconsumers\x18\x02 \x01(\r\x12\x0f\n\x07pending\x18\x03 \x01(\x04\x12\x0b\n\x03lag\x18\x04 \x01(\x04\x12\x19\n\x11oldest_pending_ms\x18\x05 \x01(\x03\x12\x0f\n\x07idle_ms\x18\x06 \x01(\x03\x12\x17\n\x0f\x61\x63k_deadline_ms\x18\x07 \x01(\x03\x12\x16\n\x0emax_deliveries\x18\x08 \x01(\r\x12\x1a\n\x12\x64\x65livered_sequence\x18\t \x01(\x04\"=\n\x14ListConsumersRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\"B\n\x15ListConsumersResponse\x12)\n\tconsumers\x18\x01 \x03(\x0b\x32\x16.llmbridge.v1.Consumer\":\n\x08\x43onsumer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07pending\x18\x02 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x03 \x01(\x03\";\n\x12\x44\x65leteGroupRequest\x12%\n\x05group\x18\x01 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\"\x15\n\x13\x44\x65leteGroupResponse\"\xba\x01\n\nDeadLetter\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05group\x18\x02 \x01(\x0b\x32\x16.llmbridge.v1.GroupRef\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1a\n\x12\x66irst_delivered_ms\x18\x06 \x01(\x03\x12\x19\n\x11last_delivered_ms\x18\x07 \x01(\x03\x12\x10\n\x08\x63onsumer\x18\x08 \x01(\t\"x\n\x16ListDeadLettersRequest\x12,\n\x06stream\x18\x01 \x01(\x0b\x32\x17.llmbridge.v1.StreamRefH\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\tB\t\n\x07_stream\"b\n\x17ListDeadLettersResponse\x12.\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x18.llmbridge.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x19RedriveDeadLettersRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"J\n\x1aRedriveDeadLettersResponse\x12,\n\x07results\x18\x01 \x03(\x0e\x32\x1b.llmbridge.v1.RedriveResult\"\'\n\x18\x44\x65leteDeadLettersRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\",\n\x19\x44\x65leteDeadLettersResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\r*d\n\x0cSettleResult\x12\x1d\n\x19SETTLE_RESULT_UNSPECIFIED\x10\x00\x12\x16\n\x12SETTLE_RESULT_DONE\x10\x01\x12\x1d\n\x19SETTLE_RESULT_NOT_PENDING\x10\x02*`\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ISPOSITION_REQUEUE\x10\x01\x12\x1b\n\x17\x44ISPOSITION_DEAD_LETTER\x10\x02*a\n\rRedriveResult\x12\x1e\n\x1aREDRIVE_RESULT_UNSPECIFIED\x10\x00\x12\x17\n\x13REDRIVE_RESULT_DONE\x10\x01\x12\x17\n\x13REDRIVE_RESULT_GONE\x10\x02\x32\xfd\x06\n\x0cGroupService\x12R\n\x0b\x41\x63knowledge\x12 .llmbridge.v1.AcknowledgeRequest\x1a!.llmbridge.v1.AcknowledgeResponse\x12[\n\x0e\x45xtendDeadline\x12#.llmbridge.v1.ExtendDeadlineRequest\x1a$.llmbridge.v1.ExtendDeadlineResponse\x12\x43\n\x06Reject\x12\x1b.llmbridge.v1.RejectRequest\x1a\x1c.llmbridge.v1.RejectResponse\x12I\n\x08GetGroup\x12\x1d.llmbridge.v1.GetGroupRequest\x1a\x1e.llmbridge.v1.GetGroupResponse\x12O\n\nListGroups\x12\x1f.llmbridge.v1.ListGroupsRequest\x1a .llmbridge.v1.ListGroupsResponse\x12X\n\rListConsumers\x12\".llmbridge.v1.ListConsumersRequest\x1a#.llmbridge.v1.ListConsumersResponse\x12R\n\x0b\x44\x65leteGroup\x12 .llmbridge.v1.DeleteGroupRequest\x1a!.llmbridge.v1.DeleteGroupResponse\x12^\n\x0fListDeadLetters\x12$.llmbridge.v1.ListDeadLettersRequest\x1a%.llmbridge.v1.ListDeadLettersResponse\x12g\n\x12RedriveDeadLetters\x12\'.llmbridge.v1.RedriveDeadLettersRequest\x1a(.llmbridge.v1.RedriveDeadLettersResponse\x12\x64\n\x11\x44\x65leteDeadLetters\x12&.llmbridge.v1.DeleteDeadLettersRequest\x1a\'.llmbridge.v1.DeleteDeadLettersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmbridge.v1.group_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SETTLERESULT']._serialized_start=1873
-  _globals['_SETTLERESULT']._serialized_end=1973
-  _globals['_DISPOSITION']._serialized_start=1975
-  _globals['_DISPOSITION']._serialized_end=2071
-  _globals['_REDRIVERESULT']._serialized_start=2073
-  _globals['_REDRIVERESULT']._serialized_end=2170
+  _globals['_SETTLERESULT']._serialized_start=2109
+  _globals['_SETTLERESULT']._serialized_end=2209
+  _globals['_DISPOSITION']._serialized_start=2211
+  _globals['_DISPOSITION']._serialized_end=2307
+  _globals['_REDRIVERESULT']._serialized_start=2309
+  _globals['_REDRIVERESULT']._serialized_end=2406
   _globals['_LIFECYCLEFEED']._serialized_start=77
   _globals['_LIFECYCLEFEED']._serialized_end=92
   _globals['_GROUPREF']._serialized_start=94
@@ -56,32 +56,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REJECTRESPONSE']._serialized_end=717
   _globals['_GETGROUPREQUEST']._serialized_start=719
   _globals['_GETGROUPREQUEST']._serialized_end=775
-  _globals['_GETGROUPRESPONSE']._serialized_start=778
-  _globals['_GETGROUPRESPONSE']._serialized_end=980
-  _globals['_LISTCONSUMERSREQUEST']._serialized_start=982
-  _globals['_LISTCONSUMERSREQUEST']._serialized_end=1043
-  _globals['_LISTCONSUMERSRESPONSE']._serialized_start=1045
-  _globals['_LISTCONSUMERSRESPONSE']._serialized_end=1111
-  _globals['_CONSUMER']._serialized_start=1113
-  _globals['_CONSUMER']._serialized_end=1171
-  _globals['_DELETEGROUPREQUEST']._serialized_start=1173
-  _globals['_DELETEGROUPREQUEST']._serialized_end=1232
-  _globals['_DELETEGROUPRESPONSE']._serialized_start=1234
-  _globals['_DELETEGROUPRESPONSE']._serialized_end=1255
-  _globals['_DEADLETTER']._serialized_start=1258
-  _globals['_DEADLETTER']._serialized_end=1444
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1446
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1566
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1568
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1666
-  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_start=1668
-  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_end=1708
-  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_start=1710
-  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_end=1784
-  _globals['_DELETEDEADLETTERSREQUEST']._serialized_start=1786
-  _globals['_DELETEDEADLETTERSREQUEST']._serialized_end=1825
-  _globals['_DELETEDEADLETTERSRESPONSE']._serialized_start=1827
-  _globals['_DELETEDEADLETTERSRESPONSE']._serialized_end=1871
-  _globals['_GROUPSERVICE']._serialized_start=2173
-  _globals['_GROUPSERVICE']._serialized_end=2985
+  _globals['_GETGROUPRESPONSE']._serialized_start=777
+  _globals['_GETGROUPRESPONSE']._serialized_end=834
+  _globals['_LISTGROUPSREQUEST']._serialized_start=836
+  _globals['_LISTGROUPSREQUEST']._serialized_end=955
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=957
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=1018
+  _globals['_GROUPINFO']._serialized_start=1021
+  _globals['_GROUPINFO']._serialized_end=1216
+  _globals['_LISTCONSUMERSREQUEST']._serialized_start=1218
+  _globals['_LISTCONSUMERSREQUEST']._serialized_end=1279
+  _globals['_LISTCONSUMERSRESPONSE']._serialized_start=1281
+  _globals['_LISTCONSUMERSRESPONSE']._serialized_end=1347
+  _globals['_CONSUMER']._serialized_start=1349
+  _globals['_CONSUMER']._serialized_end=1407
+  _globals['_DELETEGROUPREQUEST']._serialized_start=1409
+  _globals['_DELETEGROUPREQUEST']._serialized_end=1468
+  _globals['_DELETEGROUPRESPONSE']._serialized_start=1470
+  _globals['_DELETEGROUPRESPONSE']._serialized_end=1491
+  _globals['_DEADLETTER']._serialized_start=1494
+  _globals['_DEADLETTER']._serialized_end=1680
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1682
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1802
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1804
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1902
+  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_start=1904
+  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_end=1944
+  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_start=1946
+  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_end=2020
+  _globals['_DELETEDEADLETTERSREQUEST']._serialized_start=2022
+  _globals['_DELETEDEADLETTERSREQUEST']._serialized_end=2061
+  _globals['_DELETEDEADLETTERSRESPONSE']._serialized_start=2063
+  _globals['_DELETEDEADLETTERSRESPONSE']._serialized_end=2107
+  _globals['_GROUPSERVICE']._serialized_start=2409
+  _globals['_GROUPSERVICE']._serialized_end=3302
 # @@protoc_insertion_point(module_scope)

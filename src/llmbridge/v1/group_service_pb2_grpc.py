@@ -62,6 +62,11 @@ class GroupServiceStub:
                 request_serializer=llmbridge_dot_v1_dot_group__service__pb2.GetGroupRequest.SerializeToString,
                 response_deserializer=llmbridge_dot_v1_dot_group__service__pb2.GetGroupResponse.FromString,
                 _registered_method=True)
+        self.ListGroups = channel.unary_unary(
+                '/llmbridge.v1.GroupService/ListGroups',
+                request_serializer=llmbridge_dot_v1_dot_group__service__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=llmbridge_dot_v1_dot_group__service__pb2.ListGroupsResponse.FromString,
+                _registered_method=True)
         self.ListConsumers = channel.unary_unary(
                 '/llmbridge.v1.GroupService/ListConsumers',
                 request_serializer=llmbridge_dot_v1_dot_group__service__pb2.ListConsumersRequest.SerializeToString,
@@ -143,6 +148,15 @@ class GroupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListGroups(self, request, context):
+        """Lists the groups of a stream, or of the lifecycle feed.
+
+        Guarantee: as GetGroup. Failures: NOT_FOUND STREAM_NOT_FOUND. UNAVAILABLE: call again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListConsumers(self, request, context):
         """Lists a group's consumers: members, former members with something pending, and for a while others.
 
@@ -216,6 +230,11 @@ def add_GroupServiceServicer_to_server(servicer, server):
                     servicer.GetGroup,
                     request_deserializer=llmbridge_dot_v1_dot_group__service__pb2.GetGroupRequest.FromString,
                     response_serializer=llmbridge_dot_v1_dot_group__service__pb2.GetGroupResponse.SerializeToString,
+            ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=llmbridge_dot_v1_dot_group__service__pb2.ListGroupsRequest.FromString,
+                    response_serializer=llmbridge_dot_v1_dot_group__service__pb2.ListGroupsResponse.SerializeToString,
             ),
             'ListConsumers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListConsumers,
@@ -359,6 +378,33 @@ class GroupService:
             '/llmbridge.v1.GroupService/GetGroup',
             llmbridge_dot_v1_dot_group__service__pb2.GetGroupRequest.SerializeToString,
             llmbridge_dot_v1_dot_group__service__pb2.GetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmbridge.v1.GroupService/ListGroups',
+            llmbridge_dot_v1_dot_group__service__pb2.ListGroupsRequest.SerializeToString,
+            llmbridge_dot_v1_dot_group__service__pb2.ListGroupsResponse.FromString,
             options,
             channel_credentials,
             insecure,

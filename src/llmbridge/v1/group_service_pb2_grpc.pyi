@@ -68,6 +68,11 @@ class GroupServiceStub:
     Guarantee: one consistent view; for the lifecycle feed, of each partition. Failures: NOT_FOUND GROUP_NOT_FOUND.
     UNAVAILABLE: call again.
     """
+    ListGroups: _grpc.UnaryUnaryMultiCallable[_group_service_pb2.ListGroupsRequest, _group_service_pb2.ListGroupsResponse]
+    """Lists the groups of a stream, or of the lifecycle feed.
+
+    Guarantee: as GetGroup. Failures: NOT_FOUND STREAM_NOT_FOUND. UNAVAILABLE: call again.
+    """
     ListConsumers: _grpc.UnaryUnaryMultiCallable[_group_service_pb2.ListConsumersRequest, _group_service_pb2.ListConsumersResponse]
     """Lists a group's consumers: members, former members with something pending, and for a while others.
 
@@ -139,6 +144,11 @@ class GroupServiceAsyncStub(GroupServiceStub):
 
     Guarantee: one consistent view; for the lifecycle feed, of each partition. Failures: NOT_FOUND GROUP_NOT_FOUND.
     UNAVAILABLE: call again.
+    """
+    ListGroups: _aio.UnaryUnaryMultiCallable[_group_service_pb2.ListGroupsRequest, _group_service_pb2.ListGroupsResponse]  # type: ignore[assignment]
+    """Lists the groups of a stream, or of the lifecycle feed.
+
+    Guarantee: as GetGroup. Failures: NOT_FOUND STREAM_NOT_FOUND. UNAVAILABLE: call again.
     """
     ListConsumers: _aio.UnaryUnaryMultiCallable[_group_service_pb2.ListConsumersRequest, _group_service_pb2.ListConsumersResponse]  # type: ignore[assignment]
     """Lists a group's consumers: members, former members with something pending, and for a while others.
@@ -232,6 +242,17 @@ class GroupServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Guarantee: one consistent view; for the lifecycle feed, of each partition. Failures: NOT_FOUND GROUP_NOT_FOUND.
         UNAVAILABLE: call again.
+        """
+
+    @_abc_1.abstractmethod
+    def ListGroups(
+        self,
+        request: _group_service_pb2.ListGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_group_service_pb2.ListGroupsResponse, _abc.Awaitable[_group_service_pb2.ListGroupsResponse]]:
+        """Lists the groups of a stream, or of the lifecycle feed.
+
+        Guarantee: as GetGroup. Failures: NOT_FOUND STREAM_NOT_FOUND. UNAVAILABLE: call again.
         """
 
     @_abc_1.abstractmethod

@@ -2,10 +2,10 @@
 --
 -- An entry's id is <incarnation>-<sequence of its last record>. Its fields:
 --   n number of records   b the fragment, never opened here   i what only scripts and the last entry of a read need, in one field,
---   since every field costs each reader: '<t append time, ms by Redis> <c checksum of the log up to here> <m largest b so far> <h checksum of b>',
---   from the first token on with ' <e producer's epoch> <p its id>'
+--   since every field costs each reader: '<t append time, ms by Redis> <c checksum of the log up to here> <m largest b so far> <k largest n
+--   so far> <h checksum of b>', from the first token on with ' <e producer's epoch> <p its id>'
 --   s sealer, f finish reason (last entry of a sealed stream)   r retention in ms, l length limit in tokens (where CreateStream set them)
--- What concerns the whole stream (c, m, e, p, r, l) is carried from entry to entry, so that the last one tells everything.
+-- What concerns the whole stream (c, m, k, e, p, r, l) is carried from entry to entry, so that the last one tells everything.
 
 -- Stands for an entry without records (the header), or one that is no longer there.
 local NO_CHECKSUM = '00000000'
@@ -27,7 +27,7 @@ local function decoded(entry)
     fields[entry[2][i]] = entry[2][i + 1]
   end
   local producer
-  fields.t, fields.c, fields.m, fields.h, producer = string.match(fields.i, '^(%d+) (%x+) (%d+) (%x+)(.*)$')
+  fields.t, fields.c, fields.m, fields.k, fields.h, producer = string.match(fields.i, '^(%d+) (%x+) (%d+) (%d+) (%x+)(.*)$')
   fields.e, fields.p = string.match(producer, '^ (%d+) (.*)$')
   return {incarnation = incarnation, sequence = tonumber(sequence), fields = fields}
 end
@@ -83,11 +83,13 @@ local function store(keys, last, entry, defaults)
   local epoch, id = entry.epoch or before.e, entry.id or before.p
   local now_ms = whole(math.floor(time_us / 1000))
   local largest = math.max(#entry.fragment, tonumber(before.m or 0))
+  local most = math.max(entry.count, tonumber(before.k or 0))
 
   -- Chained, so that a cursor vouches for all that its reader saw: the entry that it names may be alike in a log that was lost
   -- and written anew.
   local checksum = entry.count > 0 and string.sub(redis.sha1hex((before.c or NO_CHECKSUM) .. entry.checksum), 1, 8) or NO_CHECKSUM
-  local info = table.concat({now_ms, checksum, whole(largest), entry.checksum}, ' ') .. (epoch and ' ' .. epoch .. ' ' .. id or '')
+  local info = table.concat({now_ms, checksum, whole(largest), whole(most), entry.checksum}, ' ')
+    .. (epoch and ' ' .. epoch .. ' ' .. id or '')
   local fields = {'n', whole(entry.count), 'b', entry.fragment, 'i', info}
   local function also(name, value)
     if value then
