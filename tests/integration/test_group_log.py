@@ -1,6 +1,7 @@
 """The scripts and the transaction of consumer groups, on each Redis, without gRPC."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ async def test_what_is_overdue_or_given_back_goes_to_others(parts: LogParts) -> 
     assert await parts.groups.settle(place, Verb.EXTEND, [first, third]) == [False, True]
     assert await parts.groups.settle(place, Verb.REQUEUE, [again[0].receipt]) == [True]
     assert await parts.groups.recover(place, "c", PLENTY) == []
-    letters = await parts.client.xrange(place.dead_letters)
+    letters: Any = await parts.client.xrange(place.dead_letters)
     assert [(letter[b"id"], letter[b"reason"], letter[b"attempts"]) for _, letter in letters] == [
         (first.id, b"max_deliveries", b"2")
     ]
@@ -127,7 +128,8 @@ async def test_trimmed_history_is_refused_until_it_is_accepted(parts: LogParts) 
     joined = await parts.groups.join(place, AS_IT_IS, History.ACCEPT)
     assert joined is not None
     assert await parts.groups.settle(place, Verb.REQUEUE, [Receipt(f"{joined[1]}-1".encode(), 1)]) == [False]
-    assert [letter[b"reason"] for _, letter in await parts.client.xrange(place.dead_letters)] == [b"trimmed"]
+    letters: Any = await parts.client.xrange(place.dead_letters)
+    assert [letter[b"reason"] for _, letter in letters] == [b"trimmed"]
 
 
 async def test_a_missing_group_is_told(parts: LogParts) -> None:
@@ -154,7 +156,8 @@ async def test_a_member_that_left_is_forgotten_once_it_has_nothing(parts: LogPar
     await parts.groups.join(place, AS_IT_IS, History.REFUSE)
     share = await parts.groups.read(place, "a", 5, ())
     await parts.groups.leave(place, "a")
-    assert [one["name"] for one in await parts.client.xinfo_consumers(place.log, "g")] == [b"a"]
+    consumers: Any = await parts.client.xinfo_consumers(place.log, "g")
+    assert [one["name"] for one in consumers] == [b"a"]
     assert await parts.groups.pending_of(place, "a", 10) == {share.entries[0][0]}
     await parts.groups.settle(place, Verb.ACKNOWLEDGE, receipts(share.entries))
     await parts.groups.leave(place, "a")

@@ -9,6 +9,7 @@ from typing import Any
 import redis.asyncio
 
 from llmbridge.errors import Completed, Fenced, SequenceConflict, SequenceGap
+from llmbridge.groups.places import GroupPlaces
 from llmbridge.log.appending import Appended, AppendLog, LogDefaults, Overlap
 from llmbridge.log.commands import Commands
 from llmbridge.log.connections import Connector
@@ -58,9 +59,7 @@ class LogParts:
 
     def place(self, name: StreamName, group: str) -> GroupPlace:
         """Say where a stream's group is."""
-        stream = self.keys.stream(name)
-        letters = self.keys.dead_letters(self.keys.partition_of(name.session_id))
-        return GroupPlace(stream.log, self.keys.group(name, group), letters, stream.open_member, group)
+        return GroupPlaces(self.keys).of_stream(name, group)
 
     async def append(self, name: StreamName, request: Append) -> Outcome:
         """Call the script once."""

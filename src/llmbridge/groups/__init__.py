@@ -1,1 +1,1 @@
-"""What workers do: share a log's entries as members of a consumer group, settle them, and look after what went wrong."""
+"""What workers do: share a log's entries as members of a consumer group, settle them, and see to what went wrong."""

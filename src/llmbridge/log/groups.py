@@ -44,7 +44,7 @@ class GroupSettings:
 class GroupPolicy:
     """What all groups of this bridge have in common.
 
-    `default` is what a new group gets; idle consumers with nothing pending are forgotten after `forget_ms`; dead letters
+    `default` is what a new group gets. Idle consumers with nothing pending are forgotten after `forget_ms`. Dead letters
     are kept so long after the last one of their partition, and about so many in it.
     """
 
@@ -119,7 +119,7 @@ class Share:
 
 
 class GroupLog:
-    """Works on groups. Everything raises RedisUnavailable, or AppendOutcomeUnknown where something was to be changed."""
+    """Works on groups. All of it raises RedisUnavailable, or AppendOutcomeUnknown where something was to be changed."""
 
     def __init__(self, commands: Commands, policy: GroupPolicy) -> None:
         self._commands = commands
@@ -135,8 +135,8 @@ class GroupLog:
     ) -> tuple[GroupSettings, int] | None:
         """Make sure that the group exists, from the beginning of its log; None while the log is absent.
 
-        Returns the group's settings and the log's incarnation (0 for the feed). Raises GroupSettingsDiffer; Trimmed where
-        `history` refuses that entries which no member ever got are gone.
+        Returns the group's settings and the log's incarnation (0 for the feed). Raises GroupSettingsDiffer, and Trimmed
+        where `history` refuses that entries which no member ever got are gone.
         """
         default = self._policy.default
         reply = await self._commands.call(

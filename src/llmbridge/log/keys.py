@@ -72,7 +72,7 @@ class Keys:
         return f"{self.prefix}:feed:{{{partition}}}"
 
     def feed_group(self, partition: int, group: str) -> str:
-        """Name the hash of a consumer group of the lifecycle feed in a partition, which is also its members' channel."""
+        """Name the hash, and the members' channel, of a consumer group of the lifecycle feed in a partition."""
         return f"{self.prefix}:group:{{{partition}}}::{quote(group, safe='')}"
 
     @property

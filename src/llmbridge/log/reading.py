@@ -26,7 +26,7 @@ thousands of small entries beside a large one do not take a round trip each."""
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """A log's last record; the size in bytes of the log's largest fragment up to it, and the most records of an entry."""
+    """A log's last record; the size in bytes of its largest fragment, and the most records of an entry, up to there."""
 
     cursor: Cursor
     largest: int
