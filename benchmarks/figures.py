@@ -14,6 +14,13 @@ class Metric(StrEnum):
 
     CPU_US = "server_cpu_us"
     """Processor time of service and Redis for each token or delivery, µs."""
+    AUTOMATIC_CPU_US = "automatic_server_cpu_us"
+    """As server_cpu_us, where a group's member reads that acknowledges automatically."""
+    EXPLICIT_CPU_US = "explicit_server_cpu_us"
+    """As server_cpu_us, where a group's member reads that acknowledges explicitly; its acknowledgements included."""
+    AUTOMATIC_TIMES = "automatic_times_cursor"
+    """automatic_server_cpu_us by server_cpu_us."""
+    EXPLICIT_TIMES = "explicit_times_cursor"
     REDIS_CPU_US = "redis_cpu_us"
     """Redis' part of it, µs."""
     LOAD_CPU_US = "load_cpu_us"

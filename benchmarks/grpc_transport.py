@@ -1,17 +1,30 @@
 """The bridge, spoken to over gRPC with its generated stubs."""
 
+import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
 import grpc
 from grpc import aio
 
+from benchmarks.rounds import Reading
 from benchmarks.tokens import DeliveryError
-from llmbridge.v1 import bridge_service_pb2, bridge_service_pb2_grpc, stream_pb2, token_pb2
+from llmbridge.v1 import (
+    bridge_service_pb2,
+    bridge_service_pb2_grpc,
+    group_service_pb2,
+    group_service_pb2_grpc,
+    stream_pb2,
+    token_pb2,
+)
 
 CONNECT_TIMEOUT_S = 10.0
 MODEL_ID = "bench"
+MAX_OUTSTANDING_TOKENS = 10_000
+MAX_IDS = 1_000
 
 
 class GrpcTransport:
@@ -52,9 +65,49 @@ class GrpcTransport:
         if response.last_sequence != last or response.duplicate:
             raise DeliveryError(f"stream {stream}: record {last} was answered with {response}")
 
-    async def read(self, stream: str, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
-        """Reads with one Subscribe call; heartbeats are passed over."""
+    async def read(self, stream: str, reading: Reading, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
+        """Reads with one Subscribe call; heartbeats are passed over. Each read by group makes a group of its own."""
         request = bridge_service_pb2.SubscribeRequest(stream=_ref(stream))
+        if reading is not Reading.CURSOR:
+            request.group.name = secrets.token_hex(8)
+            request.group.max_outstanding_tokens = MAX_OUTSTANDING_TOKENS
+        if reading is Reading.EXPLICIT:
+            request.group.acknowledgement = bridge_service_pb2.ACKNOWLEDGEMENT_EXPLICIT
+        async with (
+            self._acknowledging(request) as unsettled,
+            aclosing(self._read(request, on_attached, unsettled)) as read,
+        ):
+            async for texts in read:
+                yield texts
+
+    @asynccontextmanager
+    async def _acknowledging(self, request: bridge_service_pb2.SubscribeRequest) -> AsyncIterator[asyncio.Queue[str]]:
+        """Acknowledges what is put into the queue, with one call at a time, until the context ends."""
+        unsettled: asyncio.Queue[str] = asyncio.Queue()
+        stub = group_service_pb2_grpc.GroupServiceStub(self._channels[0])
+        group = group_service_pb2.GroupRef(stream=request.stream, name=request.group.name)
+
+        async def acknowledge() -> None:
+            while True:
+                ids = [await unsettled.get()]
+                while not unsettled.empty() and len(ids) < MAX_IDS:
+                    ids.append(unsettled.get_nowait())
+                response = await stub.Acknowledge(group_service_pb2.AcknowledgeRequest(group=group, ack_ids=ids))
+                if set(response.results) != {group_service_pb2.SETTLE_RESULT_DONE}:
+                    raise DeliveryError(f"an acknowledgement came too late: {response.results}")
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(acknowledge())
+            yield unsettled
+            task.cancel()
+
+    async def _read(
+        self,
+        request: bridge_service_pb2.SubscribeRequest,
+        on_attached: Callable[[], None],
+        unsettled: asyncio.Queue[str],
+    ) -> AsyncGenerator[list[str]]:
+        stream = request.stream.session_id
         call = next(self._stubs).Subscribe(request)
         try:
             await call.initial_metadata()
@@ -73,6 +126,8 @@ class GrpcTransport:
                         f"stream {stream}: expected record {expected}, received {response.first_sequence}; "
                         f"completed before: {completed}"
                     )
+                for ack_id in response.ack_ids:
+                    unsettled.put_nowait(ack_id)
                 expected += records
                 completed = response.HasField("completion")
                 if response.tokens:

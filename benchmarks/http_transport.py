@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import cast
 
+from benchmarks.rounds import Reading
 from benchmarks.tokens import DeliveryError
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
@@ -94,8 +95,9 @@ class HttpTransport:
             raise
         self._idle.append(connection)
 
-    async def read(self, stream: str, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
-        """Reads with one GET of Server-Sent Events."""
+    async def read(self, stream: str, reading: Reading, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
+        """Reads with one GET of Server-Sent Events. It knows no groups."""
+        assert reading is Reading.CURSOR, "only the bridge has groups"
         connection = await self._connect()
         try:
             connection.send(f"GET /streams/{stream} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())

@@ -11,6 +11,10 @@ from benchmarks.results import Results, RowResult, ServiceResult
 _NONE = "–"
 _COST_LABELS = {
     Metric.CPU_US: "server CPU, µs a {unit}",
+    Metric.AUTOMATIC_CPU_US: "the same, group, automatic",
+    Metric.EXPLICIT_CPU_US: "the same, group, explicit",
+    Metric.AUTOMATIC_TIMES: "automatic, times the cursor's",
+    Metric.EXPLICIT_TIMES: "explicit, times the cursor's",
     Metric.READER_KIB: "memory, KiB a reader",
     Metric.REDIS_CONNECTIONS: "Redis connections",
     Metric.IDLE_CPU_PERCENT: "server CPU, % of a core",
@@ -135,7 +139,7 @@ def _figures(result: ServiceResult | None) -> Figures:
 
 def _figure(metric: Metric, figures: Figures) -> str:
     text = _number(figures.get(metric))
-    if metric is Metric.CPU_US and metric in figures:
+    if metric is Metric.CPU_US and Metric.REDIS_CPU_US in figures:
         text += f" ({_number(figures[Metric.REDIS_CPU_US])})"
     return text
 

@@ -69,7 +69,7 @@ async def _read(spec: ReadRound, transport: Transport, gate: Gate) -> RoundResul
     async def follow(stream: str) -> None:
         nonlocal messages
         check = DeliveryCheck(stream, spec.tokens)
-        async with aclosing(transport.read(stream, attached)) as batches:
+        async with aclosing(transport.read(stream, spec.reading, attached)) as batches:
             async for texts in batches:
                 received = now()
                 messages += 1
@@ -91,7 +91,7 @@ async def _replay(spec: ReplayRound, transport: Transport, gate: Gate) -> RoundR
     started = now()
     for _ in range(spec.times):
         check = DeliveryCheck(spec.stream, spec.tokens)
-        async with aclosing(transport.read(spec.stream, lambda: None)) as batches:
+        async with aclosing(transport.read(spec.stream, spec.reading, lambda: None)) as batches:
             async for texts in batches:
                 messages += 1
                 for text in texts:

@@ -5,7 +5,18 @@ processor time can be read in between. Knows nothing of transports and processes
 """
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any, ClassVar
+
+
+class Reading(StrEnum):
+    """How a reader reads; only the bridge knows others than by cursor."""
+
+    CURSOR = "cursor"
+    AUTOMATIC = "automatic"
+    """As the only member of a group, which acknowledges automatically."""
+    EXPLICIT = "explicit"
+    """As the only member of a group; acknowledges message by message, all that have come while the last call ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,7 @@ class ReadRound:
     tokens: int
     """Each stream's length."""
     deadline_s: float
+    reading: Reading = Reading.CURSOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,7 @@ class ReplayRound:
     tokens: int
     times: int
     deadline_s: float
+    reading: Reading = Reading.CURSOR
 
 
 Round = ProduceRound | ReadRound | ReplayRound
@@ -73,6 +86,8 @@ def round_from_json(value: dict[str, Any]) -> Round:
     """The opposite of round_to_json. Raises ValueError for another kind of round."""
     fields = dict(value)
     kind = fields.pop("kind")
+    if "reading" in fields:
+        fields["reading"] = Reading(fields["reading"])
     if kind == ReplayRound.kind:
         return ReplayRound(**fields)
     fields["streams"] = tuple(fields["streams"])

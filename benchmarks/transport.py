@@ -3,6 +3,8 @@
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
+from benchmarks.rounds import Reading
+
 
 class Transport(Protocol):
     """Connections to one service."""
@@ -10,10 +12,11 @@ class Transport(Protocol):
     async def produce(self, stream: str, first_sequence: int, tokens: Sequence[str], *, final: bool) -> None:
         """Appends tokens, and ends the stream with them if they are the final ones. Raises what the service refuses."""
 
-    def read(self, stream: str, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
+    def read(self, stream: str, reading: Reading, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
         """Reads a stream from its beginning: the texts of each message, until the stream's end.
 
-        Calls `on_attached` when the service has answered. Raises DeliveryError if it stops before the stream's end.
+        Calls `on_attached` when the service has answered. Raises DeliveryError if it stops before the stream's end, or
+        delivers anything again.
         """
 
     async def close(self) -> None:

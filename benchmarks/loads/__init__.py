@@ -1,9 +1,16 @@
 """The benchmark's loads, one file for each kind."""
 
-from benchmarks.loads import fan_out, idle, many_streams, replay, unary
+from benchmarks.loads import fan_out, groups, idle, many_streams, replay, unary
 from benchmarks.loads.load import Load, Target
 
-ALL_LOADS: tuple[Load, ...] = (*unary.LOADS, *many_streams.LOADS, *fan_out.LOADS, *replay.LOADS, *idle.LOADS)
+ALL_LOADS: tuple[Load, ...] = (
+    *unary.LOADS,
+    *many_streams.LOADS,
+    *fan_out.LOADS,
+    *replay.LOADS,
+    *groups.LOADS,
+    *idle.LOADS,
+)
 """In the order of the report."""
 
 __all__ = ["ALL_LOADS", "Load", "Target"]

@@ -45,3 +45,5 @@ class Load:
     """What processor time and throughput are counted by: "token" or "delivery"."""
     run: Callable[[Service, bool], Awaitable[Figures]]
     targets: tuple[Target, ...]
+    baseline: bool = True
+    """Whether the hand-rolled service can do it, too."""
