@@ -189,14 +189,24 @@ class History:
             assert read == SubscribeResponse.FromString(b"".join(entry.fragment for entry in model.entries))
 
     async def check_indexes(self) -> None:
-        """The open index names what is open, the session index what exists."""
+        """The open index names what is open, the session index what exists; the feed tells each creation and end."""
         keys = self.rig.parts.keys
+        feed = await self.rig.parts.feed(keys.partition_of(self.session))
+        assert [n for n, _ in feed] == list(range(1, len(feed) + 1))
         for stream, model in enumerate(self.models):
             named = keys.stream(self.name(stream))
             is_open = await self.rig.parts.client.zscore(named.open_index, named.open_member) is not None
             assert is_open is (bool(model.entries) and not model.sealed)
             listed = await self.rig.parts.client.zscore(named.session_index, named.session_member) is not None
             assert listed is bool(model.entries)
+            created = [(None, 0)] if model.entries else []
+            completed = [(model.entries[-1].sealer, model.last)] if model.sealed else []
+            state = await self.rig.parts.streams.inspect(self.name(stream))
+            # Not those of deleted streams of the name.
+            incarnation = state.incarnation if state else None
+            ours = [entry for _, entry in feed if entry.stream == self.name(stream)]
+            events = [entry for entry in ours if entry.cursor.incarnation == incarnation]
+            assert [(entry.sealer, entry.cursor.sequence) for entry in events] == created + completed
 
 
 # Examples share the bridge, not the streams: each has a session of its own.

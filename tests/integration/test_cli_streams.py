@@ -128,7 +128,12 @@ async def test_health_tells_by_exit_code() -> None:
 
 
 async def test_health_of_a_real_bridge_and_its_services(bridge: RunningBridge) -> None:
-    for service in ("", "llmbridge.v1.BridgeService", "llmbridge.v1.StreamAdminService"):
+    for service in (
+        "",
+        "llmbridge.v1.BridgeService",
+        "llmbridge.v1.StreamAdminService",
+        "llmbridge.v1.ConnectionService",
+    ):
         done = await run("health", "--service", service, "--address", bridge.address)
         assert done == Done(0, "SERVING\n", "")
 

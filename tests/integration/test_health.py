@@ -13,7 +13,14 @@ from tests.support.calls import PATIENCE_SECONDS
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
 
-SERVICES = ["", "llmbridge.v1.BridgeService", "llmbridge.v1.StreamAdminService"]
+SERVICES = [
+    "",
+    "llmbridge.v1.BridgeService",
+    "llmbridge.v1.StreamAdminService",
+    "llmbridge.v1.GroupService",
+    "llmbridge.v1.LifecycleService",
+    "llmbridge.v1.ConnectionService",
+]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN_SERVICE = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -45,14 +52,14 @@ async def test_watch_sees_redis_go_and_come_for_every_service(own_redis: RedisPr
     async with running_bridge(own_redis.url, key_prefix=key_prefix, redis_timeout_ms=500) as bridge:
         watches = [health(bridge).Watch(health_pb2.HealthCheckRequest(service=service)) for service in SERVICES]
         nothing = health(bridge).Watch(health_pb2.HealthCheckRequest(service="nothing"))
-        assert [await next_status(watch) for watch in watches] == [SERVING] * 3
+        assert [await next_status(watch) for watch in watches] == [SERVING] * len(SERVICES)
         assert await next_status(nothing) == UNKNOWN_SERVICE
         own_redis.kill()
-        assert [await next_status(watch) for watch in watches] == [NOT_SERVING] * 3
+        assert [await next_status(watch) for watch in watches] == [NOT_SERVING] * len(SERVICES)
         for service in SERVICES:
             assert (await health(bridge).Check(health_pb2.HealthCheckRequest(service=service))).status == NOT_SERVING
         own_redis.start()
-        assert [await next_status(watch) for watch in watches] == [SERVING] * 3
+        assert [await next_status(watch) for watch in watches] == [SERVING] * len(SERVICES)
         for watch in (*watches, nothing):
             watch.cancel()
 
@@ -60,9 +67,9 @@ async def test_watch_sees_redis_go_and_come_for_every_service(own_redis: RedisPr
 async def test_watch_sees_the_bridge_drain(shared_redis: RedisProcess, key_prefix: str) -> None:
     async with running_bridge(shared_redis.url, key_prefix=key_prefix) as bridge:
         watches = [health(bridge).Watch(health_pb2.HealthCheckRequest(service=service)) for service in SERVICES]
-        assert [await next_status(watch) for watch in watches] == [SERVING] * 3
+        assert [await next_status(watch) for watch in watches] == [SERVING] * len(SERVICES)
         bridge.stop.set()
-        assert [await next_status(watch) for watch in watches] == [NOT_SERVING] * 3
+        assert [await next_status(watch) for watch in watches] == [NOT_SERVING] * len(SERVICES)
 
 
 async def ask(bridge: RunningBridge, **question: str) -> reflection_pb2.ServerReflectionResponse:

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmbridge.v1 import bridge_service_pb2 as pb
+from llmbridge.v1 import connection_service_pb2 as connection_pb
+from llmbridge.v1 import group_service_pb2 as group_pb
 from llmbridge.v1 import stream_admin_service_pb2 as admin_pb
 from llmbridge.v1.token_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, Completion, Generation, Token, ToolCall, Usage
 from tests.support.calls import STOP, Received, failure_of, read_all, ref
@@ -56,6 +58,42 @@ UNARY: dict[str, Message] = {
         stream=STREAM, through_cursor="1760000000000000-1-0badcafe"
     ),
     "/llmbridge.v1.StreamAdminService/DeleteStream": admin_pb.DeleteStreamRequest(stream=STREAM),
+    "/llmbridge.v1.GroupService/Acknowledge": group_pb.AcknowledgeRequest(
+        group=group_pb.GroupRef(stream=STREAM, name="g"), ack_ids=["1760000000000000-1.1"]
+    ),
+    "/llmbridge.v1.GroupService/ExtendDeadline": group_pb.ExtendDeadlineRequest(
+        group=group_pb.GroupRef(lifecycle=group_pb.LifecycleFeed()), ack_ids=["3:1760000000000-7.2"]
+    ),
+    "/llmbridge.v1.GroupService/Reject": group_pb.RejectRequest(
+        group=group_pb.GroupRef(stream=STREAM, name="g"),
+        ack_ids=["1760000000000000-1.1"],
+        disposition=group_pb.DISPOSITION_DEAD_LETTER,
+        reason="r",
+    ),
+    "/llmbridge.v1.GroupService/GetGroup": group_pb.GetGroupRequest(group=group_pb.GroupRef(stream=STREAM, name="g")),
+    "/llmbridge.v1.GroupService/ListGroups": group_pb.ListGroupsRequest(stream=STREAM),
+    "/llmbridge.v1.GroupService/ListConsumers": group_pb.ListConsumersRequest(
+        group=group_pb.GroupRef(lifecycle=group_pb.LifecycleFeed(), name="g")
+    ),
+    "/llmbridge.v1.GroupService/DeleteGroup": group_pb.DeleteGroupRequest(
+        group=group_pb.GroupRef(stream=STREAM, name="g")
+    ),
+    "/llmbridge.v1.GroupService/ListDeadLetters": group_pb.ListDeadLettersRequest(
+        stream=STREAM,
+        page_size=3,
+        page_token=base64.urlsafe_b64encode(b'["dead letters", "s:m:r", 2, "1760000000000-0"]').decode(),
+    ),
+    "/llmbridge.v1.GroupService/RedriveDeadLetters": group_pb.RedriveDeadLettersRequest(ids=["3:1760000000000-0"]),
+    "/llmbridge.v1.GroupService/DeleteDeadLetters": group_pb.DeleteDeadLettersRequest(ids=["3:1760000000000-0"]),
+    "/llmbridge.v1.ConnectionService/ListConnections": connection_pb.ListConnectionsRequest(
+        session_id="s",
+        page_size=3,
+        page_token=base64.urlsafe_b64encode(b'["connections", "s", 5, "0badcafe0badcafe"]').decode(),
+    ),
+    "/llmbridge.v1.ConnectionService/CountConnections": connection_pb.CountConnectionsRequest(max_sessions=3),
+    "/llmbridge.v1.ConnectionService/DisconnectConnection": connection_pb.DisconnectConnectionRequest(
+        connection_id="0badcafe0badcafe"
+    ),
     "/grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="llmbridge.v1.BridgeService"),
 }
 SERVER_STREAM: dict[str, Message] = {

@@ -223,7 +223,7 @@ async def test_readers_of_a_process(shared_redis: RedisProcess, key_prefix: str)
             {"limit": "max_readers", "maximum": "2", "value": "3"},
         )
         calls[0].cancel()
-        await until(lambda: bridge.core._subscriptions.readers == 1)
+        await until(lambda: len(bridge.core._connections) == 1)
         (await attached(bridge.bridge, one_more)).cancel()
         calls[1].cancel()
 

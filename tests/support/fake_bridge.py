@@ -18,8 +18,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from llmbridge.v1 import bridge_service_pb2 as bridge_pb2
 from llmbridge.v1 import stream_pb2, token_pb2
 from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceServicer, add_BridgeServiceServicer_to_server
+from llmbridge.v1.connection_service_pb2_grpc import add_ConnectionServiceServicer_to_server
+from llmbridge.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
 from llmbridge.v1.stream_admin_service_pb2_grpc import add_StreamAdminServiceServicer_to_server
 from tests.support.fake_admin import FakeAdmin
+from tests.support.fake_connections import FakeConnections
+from tests.support.fake_groups import FakeGroups
 from tests.support.fake_log import Key, Log, Logs, completed, key_of
 from tests.support.faults import Context, Fault, fail, maybe_fail
 from tests.support.tasks import no_tasks_left
@@ -45,6 +49,8 @@ class FakeBridge(BridgeServiceServicer):
         """How long, in seconds, the end of a Subscribe call comes after the completion."""
         self.logs = Logs()
         self.admin = FakeAdmin(self.logs, self.notify)
+        self.connections = FakeConnections()
+        self.groups = FakeGroups()
         self.health = health.aio.HealthServicer()
         self.produce_faults: deque[Fault] = deque()
         self.subscribe_faults: deque[Fault] = deque()
@@ -70,6 +76,8 @@ class FakeBridge(BridgeServiceServicer):
         self._server = grpc.aio.server(options=_OPTIONS)
         add_BridgeServiceServicer_to_server(self, self._server)
         add_StreamAdminServiceServicer_to_server(self.admin, self._server)
+        add_GroupServiceServicer_to_server(self.groups, self._server)
+        add_ConnectionServiceServicer_to_server(self.connections, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self._port = self._server.add_insecure_port(self.address)
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)

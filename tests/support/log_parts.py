@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import redis.asyncio
@@ -13,7 +14,10 @@ from llmbridge.groups.places import GroupPlaces
 from llmbridge.log.appending import Appended, AppendLog, LogDefaults, Overlap
 from llmbridge.log.commands import Commands
 from llmbridge.log.connections import Connector
+from llmbridge.log.dead_letters import DeadLetterLog
 from llmbridge.log.exchange import Exchange
+from llmbridge.log.feed import LifecycleEntry, number_of
+from llmbridge.log.group_state import GroupStates
 from llmbridge.log.groups import GroupLog, GroupPlace, GroupPolicy, GroupSettings
 from llmbridge.log.keys import Keys
 from llmbridge.log.open_streams import OpenStreams
@@ -44,6 +48,8 @@ class LogParts:
     streams: StreamLog
     open_streams: OpenStreams
     groups: GroupLog
+    group_states: GroupStates
+    letters: DeadLetterLog
     client: "redis.asyncio.Redis"
     retention_ms: int
 
@@ -56,6 +62,15 @@ class LogParts:
                 assert isinstance(await self.appends.append(name, step), Appended)
             case Seal():
                 assert (await self.seal(name, step))[0]
+
+    async def append_tokens(
+        self, name: StreamName, *sizes: int, first: int = 1, finish: FinishReason | None = None
+    ) -> None:
+        """Store an entry with so many tokens for each of `sizes`; the last with a completion if `finish` is given."""
+        for i, tokens in enumerate(sizes):
+            reason = finish if i == len(sizes) - 1 else None
+            await self.store(name, Append(first, tokens, reason, Producer(0, "p"), b"x" * 10 * tokens))
+            first += tokens
 
     def place(self, name: StreamName, group: str) -> GroupPlace:
         """Say where a stream's group is."""
@@ -79,6 +94,14 @@ class LogParts:
         """Read what is stored."""
         found: Any = await self.client.xrange(self.keys.stream(name).log)
         return [_entry(entry_id, fields) for entry_id, fields in found]
+
+    async def feed(self, partition: int) -> list[tuple[int, LifecycleEntry]]:
+        """Read a partition's part of the lifecycle feed, with the events' numbers."""
+        found: Any = await self.client.xrange(self.keys.feed(partition))
+        return [
+            (number_of(entry_id), LifecycleEntry.parse(entry_id, list(chain(*fields.items()))))
+            for entry_id, fields in found
+        ]
 
     async def forget_scripts(self) -> None:
         await self.client.script_flush()
@@ -142,6 +165,8 @@ async def log_parts(
                 StreamLog(commands, keys),
                 OpenStreams(commands, keys),
                 GroupLog(commands, settings.get("groups", GROUPS)),
+                GroupStates(commands, GROUPS.default),
+                DeadLetterLog(commands, keys, GROUPS.default.ack_deadline_ms),
                 client,
                 defaults.retention_ms,
             )

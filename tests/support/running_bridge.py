@@ -12,6 +12,8 @@ import redis.asyncio
 from llmbridge.server.bridge import Bridge
 from llmbridge.settings import Settings
 from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceStub
+from llmbridge.v1.connection_service_pb2_grpc import ConnectionServiceStub
+from llmbridge.v1.group_service_pb2_grpc import GroupServiceStub
 from llmbridge.v1.stream_admin_service_pb2_grpc import StreamAdminServiceStub
 from tests.support.tasks import no_tasks_left
 
@@ -30,6 +32,8 @@ class RunningBridge:
     def __post_init__(self) -> None:
         self.bridge: Any = BridgeServiceStub(self.channel)
         self.admin: Any = StreamAdminServiceStub(self.channel)
+        self.groups: Any = GroupServiceStub(self.channel)
+        self.connections: Any = ConnectionServiceStub(self.channel)
 
 
 @asynccontextmanager

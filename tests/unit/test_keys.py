@@ -52,8 +52,9 @@ def test_all_of_a_session_lies_in_one_slot(name: StreamName, partitions: int) ->
     partition = keys.partition_of(name.session_id)
     assert 0 <= partition < partitions
     assert stream.open_index == keys.open_index(partition)
+    assert stream.feed == keys.feed(partition)
     assert keys.kept_alive_of(name) == keys.kept_alive(partition)
-    for key in (stream.log, stream.open_index, stream.session_index, keys.kept_alive_of(name)):
+    for key in (stream.log, stream.open_index, stream.session_index, stream.feed, keys.kept_alive_of(name)):
         # Redis Cluster hashes what is between the first { and the next }.
         assert re.findall(r"[{}]", key) == ["{", "}"]
         assert key[key.index("{") + 1 : key.index("}")] == str(partition)

@@ -250,3 +250,20 @@ async def test_a_reader_that_is_cancelled_leaves_nothing_behind(hub: Hub) -> Non
     message.cancel()
     await asyncio.wait([message])
     assert not hub.tail._waiting
+
+
+async def test_the_lag_is_what_the_tail_has_beyond_the_cursor(hub: Hub) -> None:
+    reader = await attached(hub)
+    assert reader.lag == 0
+    hub.append(entry(1, "a"), entry(2, "b"), entry(3, "c"))
+    # It waited for the stream to begin.
+    assert reader.lag == 3
+    late = await attached(hub, cursor_of(hub.log[0]))
+    assert texts(await late.next_message()) == ["b"]
+    assert late.lag == 1
+    hub.tail.jump(Tip(Cursor(7, 1, NO_CHECKSUM), 0, 0, False))
+    assert late.lag == 0
+    hub.tail.jump(Tip(Cursor(8, 100, NO_CHECKSUM), 0, 0, False))
+    assert late.lag == 0
+    await late.detach()
+    assert late.lag == 0

@@ -19,7 +19,12 @@ from llmbridge.v1.token_pb2 import Completion, Generation, Role, Token, ToolCall
 
 WIRE = ProtoWire()
 LIMITS = Limits(
-    max_request_bytes=262_144, max_token_bytes=200, max_tokens_per_request=8, max_id_bytes=256, max_retention_ms=1
+    max_request_bytes=262_144,
+    max_token_bytes=200,
+    max_tokens_per_request=8,
+    max_id_bytes=256,
+    max_retention_ms=1,
+    consumer_group="g",
 )
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=6)
 CONTENTS = st.one_of(

@@ -1,16 +1,13 @@
 """Create, inspect, list, trim and delete streams."""
 
-import base64
-import binascii
-import json
 import secrets
 from dataclasses import dataclass, replace
 
-from llmbridge.errors import InvalidField, StreamNotFound
+from llmbridge.admin.page_tokens import make_page_token, parse_page_token
+from llmbridge.errors import StreamNotFound
 from llmbridge.log.streams import SessionPlace, StreamLog, StreamState
 from llmbridge.model.cursor import Cursor
 from llmbridge.model.names import StreamName
-from llmbridge.model.records import MAX_SEQUENCE
 
 RESPONSE_ID_BYTES = 16
 
@@ -62,7 +59,7 @@ class Streams:
         """List a session's streams, newest first. Raises InvalidField for a page token that is none."""
         place: SessionPlace | None = None
         if page_token:
-            place = SessionPlace(*_parse_token(page_token, "session", session_id))
+            place = SessionPlace(*parse_page_token(page_token, "session", session_id))
         streams: list[StreamState] = []
         while len(streams) < page_size:
             wanted = page_size - len(streams)
@@ -73,11 +70,11 @@ class Streams:
                 return ListPage(tuple(streams), "")
             place = members[-1][1]
         assert place is not None, "a full page has a last member"
-        return ListPage(tuple(streams), _token("session", session_id, place.created_us, place.member))
+        return ListPage(tuple(streams), make_page_token("session", session_id, place.created_us, place.member))
 
     async def list_open(self, page_size: int, page_token: str) -> ListPage:
         """List all open streams, partition by partition. Raises InvalidField for a page token that is none."""
-        partition, after = _parse_token(page_token, "open", "") if page_token else (0, "")
+        partition, after = parse_page_token(page_token, "open", "") if page_token else (0, "")
         streams: list[StreamState] = []
         while partition < self._log.partitions:
             wanted = page_size - len(streams)
@@ -90,23 +87,5 @@ class Streams:
             else:
                 after = members[-1][1]
             if len(streams) == page_size:
-                return ListPage(tuple(streams), _token("open", "", partition, after))
+                return ListPage(tuple(streams), make_page_token("open", "", partition, after))
         return ListPage(tuple(streams), "")
-
-
-def _token(kind: str, scope: str, number: int, member: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([kind, scope, number, member]).encode()).decode()
-
-
-def _parse_token(text: str, kind: str, scope: str) -> tuple[int, str]:
-    try:
-        match json.loads(base64.b64decode(text, altchars=b"-_", validate=True)):
-            case [str(its_kind), str(its_scope), int(number), str(member)] if (
-                its_kind == kind and its_scope == scope and 0 <= number <= MAX_SEQUENCE and not isinstance(number, bool)
-            ):
-                # JSON can escape half a character, which no encoding takes and no page ever held.
-                member.encode()
-                return number, member
-    except (binascii.Error, ValueError, RecursionError):
-        pass
-    raise InvalidField("page_token", "not from a page of this listing: take it from next_page_token, or leave it empty")

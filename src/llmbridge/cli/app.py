@@ -22,9 +22,14 @@ class _Listed:
     summary: str
     attribute: str
 
+    @property
+    def module(self) -> str:
+        """Where it is."""
+        return f"llmbridge.cli.{self.name.replace('-', '_')}"
+
     def load(self) -> Any:
         """The command itself."""
-        found = getattr(import_module(f"llmbridge.cli.{self.name}"), self.attribute)
+        found = getattr(import_module(self.module), self.attribute)
         if isinstance(found, typer.Typer):
             return get_command(found)
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -43,7 +48,11 @@ COMMANDS = {
         ),
         _Listed("produce", "Pipe standard input, or a model's answer, into a stream as it arrives.", "produce"),
         _Listed("tail", "Print a stream as it arrives, until its end.", "tail"),
+        _Listed("watch", "Print which streams begin and end, as they do, and acknowledge each event.", "watch"),
         _Listed("streams", "List, inspect, create, trim, delete and cancel streams.", "app"),
+        _Listed("groups", "List, show and delete consumer groups, and list their consumers.", "app"),
+        _Listed("dead-letters", "List, redrive and delete dead letters: what no member of a group settled.", "app"),
+        _Listed("connections", "List, count and end the connections of one bridge process.", "app"),
         _Listed("health", "Ask a bridge whether it serves.", "health"),
     )
 }

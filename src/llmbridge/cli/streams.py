@@ -1,14 +1,11 @@
 """`llmbridge streams …`: list, inspect, create, trim, delete and cancel streams."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from enum import IntEnum
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from google.protobuf.message import Message
 
-from llmbridge.cli.errors import ExitCode, fail, quiet_when_unread, say
+from llmbridge.cli.errors import ExitCode, fail, say
+from llmbridge.cli.messages import duration, moment, show_messages, word_of
 from llmbridge.cli.options import (
     DEFAULT_ADDRESS,
     Address,
@@ -21,8 +18,7 @@ from llmbridge.cli.options import (
     check_text,
     path_of,
 )
-from llmbridge.cli.printing import json_line
-from llmbridge.cli.tables import Column, print_lines, show_rows
+from llmbridge.cli.tables import Column
 from llmbridge.client import Client, FinishReason, Sealer, StreamName
 from llmbridge.client.values import stream_ref
 from llmbridge.model.records import MAX_SEQUENCE
@@ -31,8 +27,6 @@ from llmbridge.v1.stream_admin_service_pb2 import TrimStreamResponse
 from llmbridge.v1.stream_pb2 import STREAM_STATE_SEALED, StreamInfo, StreamRef
 
 _LARGEST_PAGE = 1_000
-
-_M = TypeVar("_M", bound=Message)
 
 app = typer.Typer(
     name="streams",
@@ -67,7 +61,7 @@ def list_(
         raise fail("give either --session or --open", ExitCode.USAGE)
     # One more than is shown, to know whether there is more.
     found = ask_bridge(address, timeout, lambda client: _listed(client, session, limit + 1))
-    _print(found[:limit], _STREAM_COLUMNS, as_json=as_json)
+    show_messages(found[:limit], _STREAM_COLUMNS, as_json=as_json)
     if not found:
         say("there is no such stream")
     elif len(found) > limit:
@@ -86,7 +80,7 @@ def get(
     """Show a stream's state; in a pipe, in the columns of `list`."""
     stream = StreamName(session, model, response)
     info = ask_bridge(address, timeout, lambda client: client.streams.get(stream))
-    _print([info], _STREAM_COLUMNS, as_json=as_json, single=True)
+    show_messages([info], _STREAM_COLUMNS, as_json=as_json, single=True)
 
 
 @app.command()
@@ -115,7 +109,7 @@ def create(
         timeout,
         lambda client: client.streams.create(stream, retention_ms=retention_ms, max_length=max_length),
     )
-    _print([stream_ref(created)], _NAME_COLUMNS, as_json=as_json, single=True)
+    show_messages([stream_ref(created)], _NAME_COLUMNS, as_json=as_json, single=True)
 
 
 @app.command()
@@ -143,7 +137,7 @@ def trim(
     answer = ask_bridge(
         address, timeout, lambda client: client.streams.trim(stream, keep_tokens=keep, through_cursor=through)
     )
-    _print([answer], _TRIM_COLUMNS, as_json=as_json, single=True)
+    show_messages([answer], _TRIM_COLUMNS, as_json=as_json, single=True)
 
 
 @app.command()
@@ -176,7 +170,7 @@ def cancel(
     """
     stream = StreamName(session, model, response)
     answer = ask_bridge(address, timeout, lambda client: client.cancel(stream, reason=reason))
-    _print([answer], _CANCEL_COLUMNS, as_json=as_json, single=True)
+    show_messages([answer], _CANCEL_COLUMNS, as_json=as_json, single=True)
     if not answer.sealed_now:
         say(f"{path_of(stream)} had its end already")
 
@@ -195,33 +189,12 @@ async def _listed(client: Client, session: str | None, count: int) -> list[Strea
     return found
 
 
-def _print(messages: list[_M], columns: Sequence[Column[_M]], *, as_json: bool, single: bool = False) -> None:
-    with quiet_when_unread():
-        if as_json:
-            print_lines(json_line(message, all_fields=True) for message in messages)
-        else:
-            show_rows(messages, columns, single=single)
-
-
-def _word(kind: type[IntEnum], number: int) -> str:
-    """A value of one of the contract's enums; empty for none, and for one that a newer bridge has added."""
-    return next((member.name.lower() for member in kind if member and member == number), "")
-
-
 def _state(info: StreamInfo) -> str:
     return "sealed" if info.state == STREAM_STATE_SEALED else "open"
 
 
 def _finish(info: StreamInfo) -> str:
-    return _word(FinishReason, info.finish_reason)
-
-
-def _moment(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1000, UTC).astimezone():%m-%d %H:%M:%S}"
-
-
-def _duration(ms: int) -> str:
-    return str(timedelta(seconds=ms // 1000))
+    return word_of(FinishReason, info.finish_reason)
 
 
 _NAME_COLUMNS: tuple[Column[StreamRef], ...] = (
@@ -236,15 +209,15 @@ _STREAM_COLUMNS: tuple[Column[StreamInfo], ...] = (
     Column("response", lambda info: info.stream.response_id, folds=True),
     Column("state", _state, brief=False),
     Column("finish reason", _finish, lambda info: _finish(info) or "none yet"),
-    Column("sealer", lambda info: _word(Sealer, info.sealer), brief=False),
+    Column("sealer", lambda info: word_of(Sealer, info.sealer), brief=False),
     Column("first", lambda info: info.first_sequence, brief=False),
     Column("last", lambda info: info.last_sequence, right=True),
     Column("epoch", lambda info: info.producer_epoch, brief=False),
     Column("entries", lambda info: info.entries, brief=False),
     Column("bytes", lambda info: info.bytes, brief=False),
-    Column("created", lambda info: info.created_ms, lambda info: _moment(info.created_ms)),
-    Column("appended", lambda info: info.appended_ms, lambda info: _moment(info.appended_ms), brief=False),
-    Column("expires in", lambda info: info.time_to_live_ms, lambda info: _duration(info.time_to_live_ms)),
+    Column("created", lambda info: info.created_ms, lambda info: moment(info.created_ms)),
+    Column("appended", lambda info: info.appended_ms, lambda info: moment(info.appended_ms), brief=False),
+    Column("expires in", lambda info: info.time_to_live_ms, lambda info: duration(info.time_to_live_ms)),
     Column("cursor", lambda info: info.cursor, brief=False),
 )
 
@@ -254,8 +227,8 @@ _TRIM_COLUMNS: tuple[Column[TrimStreamResponse], ...] = (
 )
 
 _CANCEL_COLUMNS: tuple[Column[CancelResponse], ...] = (
-    Column("finish reason", lambda answer: _word(FinishReason, answer.finish_reason)),
-    Column("sealer", lambda answer: _word(Sealer, answer.sealer)),
+    Column("finish reason", lambda answer: word_of(FinishReason, answer.finish_reason)),
+    Column("sealer", lambda answer: word_of(Sealer, answer.sealer)),
     Column("last", lambda answer: answer.last_sequence),
     Column("cursor", lambda answer: answer.cursor),
 )

@@ -11,6 +11,7 @@ Needs neither the server's code nor Redis. `errors` draws the tree of what can b
 
 from llmbridge.client.admin import StreamAdmin
 from llmbridge.client.client import Client
+from llmbridge.client.connection_admin import ConnectionAdmin
 from llmbridge.client.errors import (
     BridgeFailure,
     ClientClosed,
@@ -33,9 +34,11 @@ from llmbridge.client.errors import (
     StreamNotFound,
     Unavailable,
 )
+from llmbridge.client.groups import GroupAdmin, GroupName
 from llmbridge.client.reader import Subscription, TextPieces
 from llmbridge.client.retry import RetryPolicy
 from llmbridge.client.values import FinishReason, Message, Position, Sealer
+from llmbridge.client.watch import StreamEvent, Watch
 from llmbridge.client.writer import Writer
 from llmbridge.model.names import StreamName
 from llmbridge.v1.token_pb2 import Completion, Generation, Role, Token, ToolCall, Usage
@@ -46,11 +49,14 @@ __all__ = [
     "ClientClosed",
     "ClientError",
     "Completion",
+    "ConnectionAdmin",
     "ConnectionNotFound",
     "Disconnected",
     "FinishReason",
     "Generation",
     "GenerationOver",
+    "GroupAdmin",
+    "GroupName",
     "GroupNotFound",
     "GroupSettingsDiffer",
     "HistoryLost",
@@ -68,6 +74,7 @@ __all__ = [
     "SequenceGap",
     "StreamAdmin",
     "StreamCompleted",
+    "StreamEvent",
     "StreamExists",
     "StreamName",
     "StreamNotFound",
@@ -77,5 +84,6 @@ __all__ = [
     "ToolCall",
     "Unavailable",
     "Usage",
+    "Watch",
     "Writer",
 ]

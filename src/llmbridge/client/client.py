@@ -10,9 +10,12 @@ from grpc_health.v1 import health_pb2
 
 from llmbridge.client.admin import StreamAdmin
 from llmbridge.client.connection import Connection
+from llmbridge.client.connection_admin import ConnectionAdmin
+from llmbridge.client.groups import GroupAdmin
 from llmbridge.client.reader import Subscription
 from llmbridge.client.retry import RetryPolicy
 from llmbridge.client.values import Position, stream_name, stream_ref
+from llmbridge.client.watch import Watch
 from llmbridge.client.writer import Writer
 from llmbridge.model.names import StreamName
 from llmbridge.v1.bridge_service_pb2 import CancelRequest, CancelResponse
@@ -55,6 +58,16 @@ class Client:
     def streams(self) -> StreamAdmin:
         """Create, inspect, list, trim and delete streams."""
         return StreamAdmin(self._connection)
+
+    @property
+    def groups(self) -> GroupAdmin:
+        """Settle deliveries to groups, look at groups, see to dead letters."""
+        return GroupAdmin(self._connection)
+
+    @property
+    def connections(self) -> ConnectionAdmin:
+        """List, count and end the connections of the bridge process."""
+        return ConnectionAdmin(self._connection)
 
     def write(
         self,
@@ -101,6 +114,33 @@ class Client:
             stream_name(stream, model_id, response_id),
             after_cursor=after_cursor,
             position=position,
+            retry_for=retry_for,
+            silence_timeout=silence_timeout,
+        )
+
+    def watch(
+        self,
+        group: str = "",
+        *,
+        consumer: str = "",
+        max_outstanding_events: int = 0,
+        ack_deadline_ms: int = 0,
+        max_deliveries: int = 0,
+        retry_for: float | None = None,
+        silence_timeout: float = 45.0,
+    ) -> Watch:
+        """Watch streams begin and end as a member of a group, to be used with `async for`; see Watch.
+
+        Where empty or 0: the bridge's default group, a random name, 100 events, and the group's deadline and maximum as
+        they are. `retry_for` and `silence_timeout` as with `subscribe`.
+        """
+        return Watch(
+            self._connection,
+            group=group,
+            consumer=consumer,
+            max_outstanding_events=max_outstanding_events,
+            ack_deadline_ms=ack_deadline_ms,
+            max_deliveries=max_deliveries,
             retry_for=retry_for,
             silence_timeout=silence_timeout,
         )

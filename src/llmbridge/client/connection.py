@@ -15,11 +15,17 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from llmbridge.client.errors import ClientClosed, ClientError, Unavailable, error_from_rpc
 from llmbridge.client.retry import Backoff, RetryPolicy
 from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceStub
+from llmbridge.v1.connection_service_pb2_grpc import ConnectionServiceStub
+from llmbridge.v1.group_service_pb2_grpc import GroupServiceStub
+from llmbridge.v1.lifecycle_service_pb2_grpc import LifecycleServiceStub
 from llmbridge.v1.stream_admin_service_pb2_grpc import StreamAdminServiceStub
 
 if TYPE_CHECKING:
     # These exist for type checkers only.
     from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceAsyncStub
+    from llmbridge.v1.connection_service_pb2_grpc import ConnectionServiceAsyncStub
+    from llmbridge.v1.group_service_pb2_grpc import GroupServiceAsyncStub
+    from llmbridge.v1.lifecycle_service_pb2_grpc import LifecycleServiceAsyncStub
     from llmbridge.v1.stream_admin_service_pb2_grpc import StreamAdminServiceAsyncStub
 
 _Request = TypeVar("_Request")
@@ -78,6 +84,9 @@ class Connection:
         self._channel = grpc.aio.insecure_channel(grpc_target(address), options=_OPTIONS)
         self.bridge: BridgeServiceAsyncStub = BridgeServiceStub(self._channel)
         self.admin: StreamAdminServiceAsyncStub = StreamAdminServiceStub(self._channel)
+        self.groups: GroupServiceAsyncStub = GroupServiceStub(self._channel)
+        self.lifecycle: LifecycleServiceAsyncStub = LifecycleServiceStub(self._channel)
+        self.connections: ConnectionServiceAsyncStub = ConnectionServiceStub(self._channel)
         self.health = HealthStub(self._channel)
         self._closed = False
 

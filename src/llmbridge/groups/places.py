@@ -1,6 +1,7 @@
 """Which group is meant, where it is in Redis, and how a delivery is named to clients."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmbridge.log.groups import GroupPlace, Receipt
@@ -32,6 +33,11 @@ class AckId:
         if match is None:
             raise ValueError("not an id of a delivery")
         return cls(None if match[1] is None else int(match[1]), Receipt(match[2].encode(), int(match[3])))
+
+    @staticmethod
+    def texts(ids: Sequence[bytes], attempt: int) -> list[str]:
+        """Name deliveries of a stream's entries, as `str()` does; there are many."""
+        return [f"{entry_id.decode()}.{attempt}" for entry_id in ids]
 
     def __str__(self) -> str:
         where = "" if self.partition is None else f"{self.partition}:"

@@ -103,7 +103,7 @@ class AppendLog:
         ]
         for name, request in batch:
             stream = self._keys.stream(name)
-            keys += (stream.log, stream.open_index, stream.session_index)
+            keys += (stream.log, stream.open_index, stream.session_index, stream.feed)
             arguments += (
                 stream.open_member,
                 stream.session_member,
@@ -114,6 +114,7 @@ class AppendLog:
                 request.producer.id,
                 checksum_of(request.fragment),
                 request.fragment,
+                request.completion,
             )
         try:
             replies = await call_script(self._send, self._script, keys, arguments)

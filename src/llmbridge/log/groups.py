@@ -44,8 +44,8 @@ class GroupSettings:
 class GroupPolicy:
     """What all groups of this bridge have in common.
 
-    `default` is what a new group gets. Idle consumers with nothing pending are forgotten after `forget_ms`. Dead letters
-    are kept so long after the last one of their partition, and about so many in it.
+    `default` is what a new group gets. Idle consumers with nothing pending are forgotten after `forget_ms`. Dead
+    letters are kept so long after the last one of their partition, and about so many in it.
     """
 
     default: GroupSettings
@@ -129,6 +129,7 @@ class GroupLog:
         self._recover = load_script("group_recover", "group")
         self._settle = load_script("group_settle", "group")
         self._leave = load_script("group_leave", "group")
+        self._note_gap = load_script("group_note_gap", "group")
 
     async def join(
         self, place: GroupPlace, wanted: GroupSettings, history: History
@@ -215,6 +216,7 @@ class GroupLog:
                 place.group,
                 reason,
                 *self._letters(place),
+                self._policy.default.ack_deadline_ms,
                 *(part for receipt in receipts for part in (receipt.id, receipt.attempt)),
             ),
         )
@@ -222,11 +224,11 @@ class GroupLog:
             raise GroupNotFound(place.group)
         return [bool(done) for done in reply]
 
-    async def pending_of(self, place: GroupPlace, consumer: str, at_most: int) -> set[bytes]:
-        """Name the entries that a member has got and that are not settled. Raises GroupNotFound."""
+    async def pending_of(self, place: GroupPlace, consumer: str, at_most: int) -> dict[bytes, int]:
+        """Name a member's entries that are not settled, with their attempts. Raises GroupNotFound."""
         with _missing_group(place.group):
             reply = await self._commands.read("XPENDING", place.log, place.group, "-", "+", at_most, consumer)
-        return {entry[0] for entry in reply}
+        return {entry[0]: int(entry[3]) for entry in reply}
 
     async def leave(self, place: GroupPlace, consumer: str) -> None:
         """Have Redis forget a member, unless it has something pending."""
@@ -234,7 +236,7 @@ class GroupLog:
 
     async def note_gap(self, place: GroupPlace) -> None:
         """Have every member told that entries which no member got are gone, until one accepts it (see `join`)."""
-        await self._commands.read("HSET", place.settings, "gap", 1)
+        await self._commands.call(self._note_gap, (place.log, place.settings), (place.group,))
 
     def _letters(self, place: GroupPlace) -> tuple[str, int, int]:
         return place.stream, self._policy.dead_letter_retention_ms, self._policy.max_dead_letters

@@ -18,6 +18,7 @@ class StreamKeys:
     log: str
     open_index: str
     session_index: str
+    feed: str
     open_member: str
     session_member: str
 
@@ -42,6 +43,7 @@ class Keys:
             log=f"{self.prefix}:stream:{tag}:{session}:{response}",
             open_index=f"{self.prefix}:open:{tag}",
             session_index=f"{self.prefix}:session:{tag}:{session}",
+            feed=self.feed(self.partition_of(name.session_id)),
             open_member=f"{session}:{response}",
             session_member=response,
         )

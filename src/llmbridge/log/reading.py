@@ -4,6 +4,7 @@ Every read starts at the reader's own last record, inclusive, so that it also pr
 reader saw: history that is gone is found by the read itself, whoever makes it and whenever.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmbridge.errors import Expired, HistoryGone, Lost, Restarted, Rewritten, Trimmed
@@ -59,14 +60,14 @@ class LogReader:
         reply = await self._last(log)
         if not reply:
             return None
-        run = _run(reply)
+        run = decode_run(reply)
         _, _, largest, most, _ = reply[0][1][5].split(b" ", 4)
         return Tip(Cursor.after(run), int(largest), int(most), run.sealed)
 
     async def last(self, log: str) -> Run | None:
         """Read a stream's last entry; None when it is absent."""
         reply = await self._last(log)
-        return _run(reply) if reply else None
+        return decode_run(reply) if reply else None
 
     async def _last(self, log: str) -> list[Reply]:
         reply: list[Reply] = await self._commands.read("XREVRANGE", log, "+", "-", "COUNT", 1)
@@ -75,7 +76,7 @@ class LogReader:
     async def earliest(self, log: str) -> Cursor | None:
         """Give the cursor before the earliest record that is left; None when the stream is absent."""
         reply = await self._commands.read("XRANGE", log, "-", "+", "COUNT", 1)
-        return _before(_run(reply)) if reply else None
+        return _before(decode_run(reply)) if reply else None
 
     async def after(self, log: str, cursor: Cursor, tip: Tip | None) -> Page:
         """Read the page after `cursor`. `tip` may be an older one; it is fetched when it holds nothing new.
@@ -109,7 +110,7 @@ class LogReader:
         return reply
 
     async def _page(self, log: str, cursor: Cursor, reply: list[Reply], tip: Tip) -> Page:
-        first = _run(reply[:1])
+        first = decode_run(reply[:1])
         if first.first > cursor.sequence + 1:
             raise await self._gone(Trimmed, log)
         if first.first <= cursor.sequence or first.last == cursor.sequence:
@@ -119,7 +120,7 @@ class LogReader:
                 reply = reply[1:]
         if not reply:
             return Page(None, 0, tip)
-        run = _run(_fitting(reply))
+        run = decode_run(_fitting(reply))
         return Page(run, max(0, cursor.sequence - run.first + 1), tip)
 
     async def _gone(self, kind: type[HistoryGone], log: str) -> HistoryGone:
@@ -127,12 +128,15 @@ class LogReader:
         return Expired() if earliest is None else kind(str(earliest))
 
 
-def _run(entries: list[Reply]) -> Run:
-    """Decode entries as XRANGE answers them. The scripts write the fields n, b, i first and in this order."""
+def decode_run(entries: Sequence[Reply]) -> Run:
+    """Decode entries as XRANGE answers them, which must be consecutive. The scripts write n, b, i first, in this order.
+
+    Raises ValueError, IndexError or RuntimeError where they are not what the scripts write.
+    """
     first_id, first_fields = entries[0]
     last_id, last_fields = entries[-1]
     incarnation, _, first_last = first_id.partition(b"-")
-    last = int(last_id.partition(b"-")[2])
+    last = sequence_of(last_id)
     first = int(first_last) - int(first_fields[1]) + 1
     # Entries have at least one record, so that as many entries as records can't leave a hole.
     if len(entries) != last - first + 1 and sum(int(fields[1]) for _, fields in entries) != last - first + 1:
@@ -147,6 +151,16 @@ def _run(entries: list[Reply]) -> Run:
         sealed=b"s" in last_fields[6::2],
         fragments=tuple([fields[3] for _, fields in entries]),
     )
+
+
+def sequence_of(entry_id: bytes) -> int:
+    """Give the sequence of an entry's last record."""
+    return int(entry_id.partition(b"-")[2])
+
+
+def records_of(fields: Sequence[bytes]) -> int:
+    """Give the number of an entry's records; 1 where it is not what the scripts write."""
+    return int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 1
 
 
 def _fitting(entries: list[Reply]) -> list[Reply]:

@@ -56,7 +56,7 @@ class SealLog:
         defaults = self._defaults
         reply = await self._commands.call(
             self._seal,
-            (stream.log, stream.open_index, stream.session_index, self._keys.kept_alive_of(name)),
+            (stream.log, stream.open_index, stream.session_index, self._keys.kept_alive_of(name), stream.feed),
             (
                 stream.open_member,
                 stream.session_member,

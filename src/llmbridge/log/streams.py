@@ -60,7 +60,7 @@ class StreamLog:
         stream = self._keys.stream(name)
         reply = await self._commands.call(
             self._create,
-            (stream.log, stream.open_index, stream.session_index),
+            (stream.log, stream.open_index, stream.session_index, stream.feed),
             (
                 stream.open_member,
                 stream.session_member,

@@ -44,7 +44,8 @@ def checksum_of(fragment: bytes) -> str:
 class Append:
     """Records to store as one entry: `tokens` tokens, then a completion if `finish_reason` is given.
 
-    `first` is the sequence of the first record, 0 to have it assigned. `fragment` is their encoding (see `wire`).
+    `first` is the sequence of the first record, 0 to have it assigned. `fragment` is their encoding (see `wire`),
+    `completion` that of the completion alone, which the lifecycle feed keeps; empty without one.
     """
 
     first: int
@@ -52,6 +53,7 @@ class Append:
     finish_reason: FinishReason | None
     producer: Producer
     fragment: bytes
+    completion: bytes = b""
 
     @property
     def records(self) -> int:

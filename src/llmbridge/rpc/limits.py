@@ -11,6 +11,8 @@ from llmbridge.v1.stream_pb2 import StreamRef
 
 MAX_PRODUCER_ID_BYTES = 64
 MAX_REASON_BYTES = 1_024
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1_000
 
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -24,6 +26,8 @@ class Limits:
     max_tokens_per_request: int
     max_id_bytes: int
     max_retention_ms: int
+    consumer_group: str
+    """The group of those who name none."""
 
 
 def check_size(raw: bytes, limits: Limits) -> None:
@@ -32,14 +36,14 @@ def check_size(raw: bytes, limits: Limits) -> None:
         raise LimitExceeded("max_request_bytes", limits.max_request_bytes, len(raw), "send fewer tokens in one request")
 
 
-def stream_name(ref: StreamRef, limits: Limits) -> StreamName:
+def stream_name(ref: StreamRef, limits: Limits, field: str = "stream") -> StreamName:
     """Decode a stream's name. Raises InvalidField."""
-    for field, text, required in (
-        ("stream.session_id", ref.session_id, True),
-        ("stream.model_id", ref.model_id, True),
-        ("stream.response_id", ref.response_id, False),
+    for part, text, required in (
+        ("session_id", ref.session_id, True),
+        ("model_id", ref.model_id, True),
+        ("response_id", ref.response_id, False),
     ):
-        check_id(field, text, required, limits)
+        check_id(f"{field}.{part}", text, required, limits)
     return StreamName(ref.session_id, ref.model_id, ref.response_id)
 
 
@@ -66,6 +70,13 @@ def check_number(field: str, number: int) -> None:
     """Check a sequence or epoch. Raises InvalidField."""
     if number > MAX_SEQUENCE:
         raise InvalidField(field, f"is {number}, at most 2^53 - 1 is allowed")
+
+
+def page_size(field: str, number: int) -> int:
+    """Decode how many to list, 0 being the default. Raises InvalidField."""
+    if number > MAX_PAGE_SIZE:
+        raise InvalidField(field, f"is {number}, at most {MAX_PAGE_SIZE} is allowed")
+    return number or DEFAULT_PAGE_SIZE
 
 
 def cursor(field: str, text: str) -> Cursor:

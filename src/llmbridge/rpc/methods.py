@@ -5,6 +5,7 @@ INVALID_ARGUMENT.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
@@ -14,7 +15,9 @@ from google.protobuf.message import DecodeError, Message
 
 from llmbridge.errors import Draining, MalformedRequest
 from llmbridge.rpc.limits import Limits, check_size
-from llmbridge.rpc.status import abort
+from llmbridge.rpc.status import Ending, abort, ending_of
+
+logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -78,13 +81,18 @@ class Methods:
         """Register a function that writes encoded responses to the context."""
 
         async def call(raw: bytes, context: Context) -> None:
+            ending = None
             try:
                 with self._gate.pass_through():
                     await handle(self._parse(request_type, raw), context)
             except Exception as error:
                 # A write to a client that has just gone fails; there is nobody left to tell.
                 if not context.done():
-                    await abort(context, error)
+                    ending = ending_of(error)
+            # Not in there: a client that takes nothing keeps this waiting, and the error would keep all that its
+            # traceback refers to. It must be told all the same: gRPC ends no call by itself, it would wait for ever.
+            if ending is not None:
+                await _tell(ending, context)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
@@ -94,3 +102,10 @@ class Methods:
             return request_type.FromString(raw)
         except DecodeError:
             raise MalformedRequest(request_type.DESCRIPTOR.name) from None
+
+
+async def _tell(ending: Ending, context: Context) -> None:
+    try:
+        await ending.tell(context)
+    except grpc.aio.InternalError as error:
+        logger.debug("a client has gone before it took how its call ended: %s", error)

@@ -47,7 +47,8 @@ def decode_append(request: ProduceRequest, limits: Limits) -> Append:
     _check_tokens(request, limits)
     finish_reason = _finish_reason(request.completion) if completes else None
     producer = check.producer(request.producer_epoch, request.producer_id)
-    return Append(first, tokens, finish_reason, producer, _fragment(request))
+    fragment = _fragment(request)
+    return Append(first, tokens, finish_reason, producer, fragment, _completion(request, fragment))
 
 
 def _fragment(request: ProduceRequest) -> bytes:
@@ -59,6 +60,14 @@ def _fragment(request: ProduceRequest) -> bytes:
     request.DiscardUnknownFields()
     for field in ("stream", "first_sequence", "producer_epoch", "producer_id"):
         request.ClearField(field)
+    return request.SerializeToString(deterministic=True)
+
+
+def _completion(request: ProduceRequest, fragment: bytes) -> bytes:
+    """Encode the completion alone, as a fragment."""
+    if not request.HasField("completion") or not request.tokens:
+        return fragment if request.HasField("completion") else b""
+    request.ClearField("tokens")
     return request.SerializeToString(deterministic=True)
 
 

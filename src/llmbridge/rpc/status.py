@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from dataclasses import dataclass
 from typing import NoReturn
 
 import grpc
@@ -44,8 +45,26 @@ def code_of(error: errors.BridgeError) -> grpc.StatusCode:
     return next(code for kind, code in _TABLE if isinstance(error, kind))
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a call ends with an error. Refers to nothing that the call used."""
+
+    code: grpc.StatusCode
+    message: str
+    trailers: tuple[tuple[str, str | bytes], ...]
+
+    async def tell(self, context: grpc.aio.ServicerContext) -> NoReturn:  # type: ignore[type-arg]
+        """End the call. Waits until the client has taken all messages before."""
+        await context.abort(self.code, self.message, self.trailers)
+
+
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:  # type: ignore[type-arg]
-    """End a call with an error. One that is no BridgeError is a defect: INTERNAL, with its traceback in the log."""
+    """End a call with an error, as `ending_of` tells it."""
+    await ending_of(error).tell(context)
+
+
+def ending_of(error: Exception) -> Ending:
+    """Give an error's status. One that is no BridgeError is a defect: INTERNAL, with its traceback in the log."""
     trailers: list[tuple[str, str | bytes]] = []
     if isinstance(error, errors.BridgeError):
         code, message, reason, metadata = code_of(error), error.message, error.reason, error.metadata
@@ -67,7 +86,7 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
     if isinstance(error, errors.Draining) and error.cursor is not None:
         trailers.append((CURSOR_KEY, error.cursor))
     trailers.append((DETAILS_KEY, status.SerializeToString()))
-    await context.abort(code, message, tuple(trailers))
+    return Ending(code, message, tuple(trailers))
 
 
 def _packed(message: ErrorInfo | RetryInfo) -> AnyMessage:

@@ -8,8 +8,6 @@ from llmbridge.rpc.convert import name_to_proto, state_to_proto
 from llmbridge.rpc.limits import Limits
 from llmbridge.v1 import stream_admin_service_pb2 as pb
 
-DEFAULT_PAGE_SIZE = 100
-MAX_PAGE_SIZE = 1_000
 MIN_RETENTION_MS = 1_000
 
 
@@ -40,9 +38,7 @@ class StreamAdminMethods:
 
     async def list(self, request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:
         """Serve ListStreams."""
-        if request.page_size > MAX_PAGE_SIZE:
-            raise InvalidField("page_size", f"is {request.page_size}, at most {MAX_PAGE_SIZE} is allowed")
-        page_size = request.page_size or DEFAULT_PAGE_SIZE
+        page_size = check.page_size("page_size", request.page_size)
         scope = request.WhichOneof("scope")
         if scope == "session_id":
             check.check_id("session_id", request.session_id, True, self._limits)

@@ -11,9 +11,20 @@ from llmbridge.v1.token_pb2 import Completion
 class ProtoWire:
     """Implements model.wire.Wire."""
 
-    def message(self, fragments: Sequence[bytes], first_sequence: int, cursor: str, appended_ms: int) -> bytes:
+    def message(
+        self,
+        fragments: Sequence[bytes],
+        first_sequence: int,
+        cursor: str,
+        appended_ms: int,
+        ack_ids: Sequence[str] = (),
+        delivery_attempt: int = 0,
+    ) -> bytes:
         """Encode a message: the fragments, then the fields that are said once."""
         rest = SubscribeResponse(first_sequence=first_sequence, cursor=cursor, appended_ms=appended_ms)
+        if delivery_attempt:
+            rest.delivery_attempt = delivery_attempt
+            rest.ack_ids.extend(ack_ids)
         return b"".join((*fragments, rest.SerializeToString()))
 
     def heartbeat(self, cursor: str) -> bytes:
@@ -31,4 +42,12 @@ class ProtoWire:
         if records > len(message.tokens):
             message.ClearField("completion")
         del message.tokens[:records]
+        return message.SerializeToString(deterministic=True)
+
+    def take(self, fragment: bytes, records: int) -> bytes:
+        """Keep the first records: tokens, then the completion."""
+        message = SubscribeResponse.FromString(fragment)
+        if records <= len(message.tokens):
+            message.ClearField("completion")
+        del message.tokens[records:]
         return message.SerializeToString(deterministic=True)

@@ -8,11 +8,23 @@ from contextlib import asynccontextmanager
 
 from llmbridge.admin.streams import Streams
 from llmbridge.errors import RedisUnavailable
+from llmbridge.groups.bells import Bells
+from llmbridge.groups.dead_letters import DeadLetters
+from llmbridge.groups.members import Members
+from llmbridge.groups.overview import Overview
+from llmbridge.groups.places import GroupPlaces
+from llmbridge.groups.settling import Settling
+from llmbridge.groups.watchers import Watchers
+from llmbridge.hub.connections import Connections
 from llmbridge.hub.fanout import Fanout
 from llmbridge.log.appending import AppendLog, LogDefaults
 from llmbridge.log.commands import Commands
 from llmbridge.log.connections import Connector
+from llmbridge.log.dead_letters import DeadLetterLog
 from llmbridge.log.exchange import Exchange
+from llmbridge.log.feed import FeedLog
+from llmbridge.log.group_state import GroupStates
+from llmbridge.log.groups import GroupLog, GroupPolicy, GroupSettings
 from llmbridge.log.keys import Keys
 from llmbridge.log.open_streams import OpenStreams
 from llmbridge.log.partitions import PartitionRecord
@@ -25,6 +37,7 @@ from llmbridge.produce.append import Produce
 from llmbridge.produce.lost import LostProducers
 from llmbridge.produce.stop import Stop
 from llmbridge.rpc.health import Health
+from llmbridge.rpc.lifecycle import ProtoFeedWire
 from llmbridge.rpc.limits import Limits
 from llmbridge.rpc.methods import Gate
 from llmbridge.rpc.server import GrpcServer
@@ -37,6 +50,8 @@ from llmbridge.telemetry.tracing import tracing
 
 REDIS_START_SECONDS = 30.0
 """How long the start waits for a Redis that is not there yet."""
+
+NEW_GROUP = GroupSettings(ack_deadline_ms=30_000, max_deliveries=5)
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +80,23 @@ class Bridge:
         self._commands = Commands(self._command_exchange)
         log_reader = LogReader(self._commands)
         seal_log = SealLog(self._commands, keys, defaults)
+        group_log = GroupLog(
+            self._commands,
+            GroupPolicy(
+                NEW_GROUP,
+                settings.connection_cleanup_interval,
+                settings.dead_letter_retention_ms,
+                settings.max_dead_letters,
+            ),
+        )
+        group_states = GroupStates(self._commands, NEW_GROUP)
+        letter_log = DeadLetterLog(self._commands, keys, NEW_GROUP.ack_deadline_ms)
+        places = GroupPlaces(keys)
+        bells = Bells(self._wake_ups)
         self._partition_record = PartitionRecord(self._commands, keys, settings.max_retention_ms)
         self._fanout = Fanout(log_reader, self._wake_ups, wire, settings.redis_poll_delay, settings.redis_timeout_ms)
-        self._subscriptions = Subscriptions(
-            self._fanout, log_reader, keys, wire, settings.heartbeat_ms, settings.max_readers
+        self._connections = Connections(
+            settings.heartbeat_ms, settings.connection_cleanup_interval, settings.max_readers, settings.max_consumers
         )
         self._lost_producers = LostProducers(
             OpenStreams(self._commands, keys),
@@ -81,8 +109,33 @@ class Bridge:
         self._use_cases = UseCases(
             produce=Produce(self._append_log, wire),
             stop=Stop(seal_log, wire),
-            subscriptions=self._subscriptions,
+            subscriptions=Subscriptions(self._connections, self._fanout, log_reader, keys, wire, settings.heartbeat_ms),
+            members=Members(
+                self._connections,
+                group_log,
+                bells,
+                self._fanout,
+                log_reader,
+                places,
+                wire,
+                settings.heartbeat_ms,
+                settings.consumer_poll_timeout,
+            ),
+            watchers=Watchers(
+                self._connections,
+                group_log,
+                FeedLog(self._commands),
+                bells,
+                places,
+                ProtoFeedWire(),
+                settings.heartbeat_ms,
+                settings.consumer_poll_timeout,
+            ),
+            settling=Settling(group_log, group_states, places),
+            groups=Overview(group_states, places),
+            dead_letters=DeadLetters(letter_log, places, keys),
             streams=Streams(StreamLog(self._commands, keys), settings.retention_ms),
+            connections=self._connections,
         )
         self._limits = Limits(
             max_request_bytes=settings.max_request_bytes,
@@ -90,6 +143,7 @@ class Bridge:
             max_tokens_per_request=settings.max_tokens_per_request,
             max_id_bytes=settings.max_id_bytes,
             max_retention_ms=settings.max_retention_ms,
+            consumer_group=settings.consumer_group,
         )
         self._gate = Gate()
         self._health = Health(SERVICES)
@@ -97,8 +151,8 @@ class Bridge:
 
     @property
     def idle(self) -> bool:
-        """Whether no reader is attached and no stream followed."""
-        return self._subscriptions.readers == 0 and self._fanout.tails == 0
+        """Whether no call is attached and no stream followed."""
+        return len(self._connections) == 0 and self._fanout.tails == 0
 
     async def run(self, stop: asyncio.Event, announce: Callable[[int], None]) -> None:
         """Serve until `stop` is set, then drain. `announce` gets the port as soon as calls are served.
@@ -138,7 +192,7 @@ class Bridge:
             "commands": self._commands.run,
             "wake-ups": self._wake_ups.run,
             "hub": self._fanout.run,
-            "subscriptions": self._subscriptions.run,
+            "connections": self._connections.run,
             "lost producers": self._lost_producers.run,
             "partition record": self._partition_record.run,
         }
@@ -167,9 +221,9 @@ class Bridge:
                 return
 
     async def _drain(self) -> None:
-        logger.info("draining: %d readers", self._subscriptions.readers)
+        logger.info("draining: %d connections", len(self._connections))
         self._gate.close()
-        self._subscriptions.drain()
+        self._connections.drain()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
                 await self._health.drain()

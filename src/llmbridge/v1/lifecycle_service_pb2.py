@@ -26,21 +26,21 @@ from llmbridge.v1 import stream_pb2 as llmbridge_dot_v1_dot_stream__pb2
 from llmbridge.v1 import token_pb2 as llmbridge_dot_v1_dot_token__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$llmbridge/v1/lifecycle_service.proto\x12\x0cllmbridge.v1\x1a\x19llmbridge/v1/stream.proto\x1a\x18llmbridge/v1/token.proto\"\x87\x01\n\x13WatchStreamsRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\x12\x1e\n\x16max_outstanding_events\x18\x03 \x01(\r\x12\x17\n\x0f\x61\x63k_deadline_ms\x18\x04 \x01(\x03\x12\x16\n\x0emax_deliveries\x18\x05 \x01(\r\"T\n\x14WatchStreamsResponse\x12,\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.llmbridge.v1.LifecycleEvent\x12\x0e\n\x06missed\x18\x02 \x01(\x04\"\xc4\x02\n\x0eLifecycleEvent\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65livery_attempt\x18\x02 \x01(\r\x12.\n\x04type\x18\x03 \x01(\x0e\x32 .llmbridge.v1.LifecycleEventType\x12\'\n\x06stream\x18\x04 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\x12\x13\n\x0brecorded_ms\x18\x06 \x01(\x03\x12\x12\n\ncreated_ms\x18\x07 \x01(\x03\x12\x0e\n\x06tokens\x18\x08 \x01(\x04\x12\x31\n\ncompletion\x18\t \x01(\x0b\x32\x18.llmbridge.v1.CompletionH\x00\x88\x01\x01\x12$\n\x06sealer\x18\n \x01(\x0e\x32\x14.llmbridge.v1.SealerB\r\n\x0b_completion*\x80\x01\n\x12LifecycleEventType\x12$\n LIFECYCLE_EVENT_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cLIFECYCLE_EVENT_TYPE_CREATED\x10\x01\x12\"\n\x1eLIFECYCLE_EVENT_TYPE_COMPLETED\x10\x02\x32k\n\x10LifecycleService\x12W\n\x0cWatchStreams\x12!.llmbridge.v1.WatchStreamsRequest\x1a\".llmbridge.v1.WatchStreamsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$llmbridge/v1/lifecycle_service.proto\x12\x0cllmbridge.v1\x1a\x19llmbridge/v1/stream.proto\x1a\x18llmbridge/v1/token.proto\"\x87\x01\n\x13WatchStreamsRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\x12\x1e\n\x16max_outstanding_events\x18\x03 \x01(\r\x12\x17\n\x0f\x61\x63k_deadline_ms\x18\x04 \x01(\x03\x12\x16\n\x0emax_deliveries\x18\x05 \x01(\r\"T\n\x14WatchStreamsResponse\x12,\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.llmbridge.v1.LifecycleEvent\x12\x0e\n\x06missed\x18\x02 \x01(\x04\"\xda\x02\n\x0eLifecycleEvent\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65livery_attempt\x18\x02 \x01(\r\x12.\n\x04type\x18\x03 \x01(\x0e\x32 .llmbridge.v1.LifecycleEventType\x12\'\n\x06stream\x18\x04 \x01(\x0b\x32\x17.llmbridge.v1.StreamRef\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\x12\x13\n\x0brecorded_ms\x18\x06 \x01(\x03\x12\x12\n\ncreated_ms\x18\x07 \x01(\x03\x12\x0e\n\x06tokens\x18\x08 \x01(\x04\x12\x31\n\ncompletion\x18\t \x01(\x0b\x32\x18.llmbridge.v1.CompletionH\x00\x88\x01\x01\x12$\n\x06sealer\x18\n \x01(\x0e\x32\x14.llmbridge.v1.Sealer\x12\x14\n\x0cstart_cursor\x18\x0b \x01(\tB\r\n\x0b_completion*\x80\x01\n\x12LifecycleEventType\x12$\n LIFECYCLE_EVENT_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cLIFECYCLE_EVENT_TYPE_CREATED\x10\x01\x12\"\n\x1eLIFECYCLE_EVENT_TYPE_COMPLETED\x10\x02\x32k\n\x10LifecycleService\x12W\n\x0cWatchStreams\x12!.llmbridge.v1.WatchStreamsRequest\x1a\".llmbridge.v1.WatchStreamsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmbridge.v1.lifecycle_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LIFECYCLEEVENTTYPE']._serialized_start=659
-  _globals['_LIFECYCLEEVENTTYPE']._serialized_end=787
+  _globals['_LIFECYCLEEVENTTYPE']._serialized_start=681
+  _globals['_LIFECYCLEEVENTTYPE']._serialized_end=809
   _globals['_WATCHSTREAMSREQUEST']._serialized_start=108
   _globals['_WATCHSTREAMSREQUEST']._serialized_end=243
   _globals['_WATCHSTREAMSRESPONSE']._serialized_start=245
   _globals['_WATCHSTREAMSRESPONSE']._serialized_end=329
   _globals['_LIFECYCLEEVENT']._serialized_start=332
-  _globals['_LIFECYCLEEVENT']._serialized_end=656
-  _globals['_LIFECYCLESERVICE']._serialized_start=789
-  _globals['_LIFECYCLESERVICE']._serialized_end=896
+  _globals['_LIFECYCLEEVENT']._serialized_end=678
+  _globals['_LIFECYCLESERVICE']._serialized_start=811
+  _globals['_LIFECYCLESERVICE']._serialized_end=918
 # @@protoc_insertion_point(module_scope)

@@ -129,6 +129,7 @@ class LifecycleEvent(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
     SEALER_FIELD_NUMBER: _builtins.int
+    START_CURSOR_FIELD_NUMBER: _builtins.int
     ack_id: _builtins.str
     """Names this delivery of the event, for GroupService. Opaque."""
     delivery_attempt: _builtins.int
@@ -145,6 +146,10 @@ class LifecycleEvent(_message.Message):
     """How many tokens the stream has had; 0 when created."""
     sealer: _stream_pb2.Sealer.ValueType
     """Who sealed it; only when completed."""
+    start_cursor: _builtins.str
+    """The cursor before the stream's first record. Subscribe after it, and not by the name alone, to read this stream to its
+    end: should it be gone, that is an error (OUT_OF_RANGE), and neither a wait nor another stream of the same name.
+    """
     @_builtins.property
     def stream(self) -> _stream_pb2.StreamRef:
         """To which stream. With `cursor` it names the event: do with each (stream, cursor) once what must be done once."""
@@ -166,10 +171,11 @@ class LifecycleEvent(_message.Message):
         tokens: _builtins.int = ...,
         completion: _token_pb2.Completion | None = ...,
         sealer: _stream_pb2.Sealer.ValueType = ...,
+        start_cursor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "completion", b"completion", "stream", b"stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "ack_id", b"ack_id", "completion", b"completion", "created_ms", b"created_ms", "cursor", b"cursor", "delivery_attempt", b"delivery_attempt", "recorded_ms", b"recorded_ms", "sealer", b"sealer", "stream", b"stream", "tokens", b"tokens", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "ack_id", b"ack_id", "completion", b"completion", "created_ms", b"created_ms", "cursor", b"cursor", "delivery_attempt", b"delivery_attempt", "recorded_ms", b"recorded_ms", "sealer", b"sealer", "start_cursor", b"start_cursor", "stream", b"stream", "tokens", b"tokens", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completion: _TypeAlias = _typing.Literal["completion"]  # noqa: Y015
     _WhichOneofArgType__completion: _TypeAlias = _typing.Literal["_completion", b"_completion"]  # noqa: Y015

@@ -1,7 +1,7 @@
 -- Appends to many streams in one call, each with an outcome of its own. The rules are sequencing.py's decision table.
--- KEYS: for each append: log, open index, session index
+-- KEYS: for each append: log, open index, session index, lifecycle feed
 -- ARGV: retention_ms, max_length, wake_bytes, max_stream_tokens, then for each append: open member, session member, first,
---       tokens, finish reason ('' for none), epoch, producer id, checksum, fragment
+--       tokens, finish reason ('' for none), epoch, producer id, checksum, fragment, the completion's own fragment ('' for none)
 -- Answers for each: {decision, …}
 local defaults = {
   retention_ms = tonumber(ARGV[1]),
@@ -9,14 +9,13 @@ local defaults = {
   wake_bytes = tonumber(ARGV[3]),
 }
 local max_stream_tokens = tonumber(ARGV[4])
-local KEYS_EACH, ARGS_COMMON, ARGS_EACH = 3, 4, 9
+local KEYS_EACH, ARGS_COMMON, ARGS_EACH = 4, 4, 10
 
 local function stored(keys, last, request, first)
   local sequence = first + request.count - 1
   if first + request.tokens - 1 > max_stream_tokens and request.tokens > 0 then
     return {'too_long', whole(first + request.tokens - 1)}
   end
-  local completes = request.finish_reason ~= ''
   local incarnation, checksum = store(keys, last, {
     count = request.count,
     fragment = request.fragment,
@@ -24,8 +23,9 @@ local function stored(keys, last, request, first)
     sequence = sequence,
     epoch = whole(request.epoch),
     id = request.id,
-    sealer = completes and 'producer' or nil,
-    finish_reason = completes and request.finish_reason or nil,
+    seal = request.finish_reason ~= '' and {
+      by = 'producer', finish_reason = request.finish_reason, completion = request.completion,
+    } or nil,
   }, defaults)
   return {'appended', incarnation, whole(sequence), checksum}
 end
@@ -94,7 +94,7 @@ local outcomes = {}
 for i = 1, #KEYS / KEYS_EACH do
   local key, arg = (i - 1) * KEYS_EACH, ARGS_COMMON + (i - 1) * ARGS_EACH
   local keys = {
-    log = KEYS[key + 1], open_index = KEYS[key + 2], session_index = KEYS[key + 3],
+    log = KEYS[key + 1], open_index = KEYS[key + 2], session_index = KEYS[key + 3], feed = KEYS[key + 4],
     open_member = ARGV[arg + 1], session_member = ARGV[arg + 2],
   }
   local tokens, finish_reason = tonumber(ARGV[arg + 4]), ARGV[arg + 5]
@@ -107,6 +107,7 @@ for i = 1, #KEYS / KEYS_EACH do
     id = ARGV[arg + 7],
     checksum = ARGV[arg + 8],
     fragment = ARGV[arg + 9],
+    completion = ARGV[arg + 10],
   })
   if not ok then
     outcome = {'failed', type(outcome) == 'table' and outcome.err or tostring(outcome)}

@@ -1,9 +1,10 @@
 -- Creates an empty stream: its header entry, with sequence 0 and no records.
--- KEYS: log, open index, session index
+-- KEYS: log, open index, session index, lifecycle feed
 -- ARGV: open member, session member, retention_ms, max_length (both '' for the defaults), default retention_ms
 -- Answers {'created', incarnation} or {'exists'}
 local keys = {
-  log = KEYS[1], open_index = KEYS[2], session_index = KEYS[3], open_member = ARGV[1], session_member = ARGV[2],
+  log = KEYS[1], open_index = KEYS[2], session_index = KEYS[3], feed = KEYS[4],
+  open_member = ARGV[1], session_member = ARGV[2],
 }
 if redis.call('EXISTS', keys.log) == 1 then
   return {'exists'}

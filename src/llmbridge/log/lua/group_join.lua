@@ -45,6 +45,11 @@ if history ~= 'ignore' then
   if state and before_earliest > delivered then
     redis.call('XGROUP', 'SETID', log, group, from)
   end
+elseif not state then
+  -- Just before the oldest event, so that what is dropped from now on can be counted, and nothing that went before.
+  local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+  local ms, n = string.match(oldest and oldest[1] or '0-0', '^(%d+)%-(%d+)$')
+  from = not oldest and '$' or n ~= '0' and ms .. '-' .. whole(tonumber(n) - 1) or from
 end
 if not state then
   redis.call('XGROUP', 'CREATE', log, group, from)

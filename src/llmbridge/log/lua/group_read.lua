@@ -10,7 +10,7 @@ local LONGEST_STEP = 16
 
 local gap, groups = redis.call('HGET', settings, 'gap'), redis.call('XINFO', 'GROUPS', log)
 local state = group_state(log, group)
-if not state then
+if not state or entries_left < 1 then
   return {gap, groups, false}
 end
 local fitting, from, step = 0, '(' .. state['last-delivered-id'], 1

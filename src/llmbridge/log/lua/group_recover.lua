@@ -26,7 +26,8 @@ for _, entry in ipairs(redis.call('XPENDING', log, group, 'IDLE', deadline_ms, '
     local fields = as_table(found[2])
     local records, size = tonumber(fields.n) or 1, #(fields.b or '')
     if (records <= records_left and size <= bytes_left) or (at_least_one and #given == 0) then
-      note_first_delivery(settings, entry)
+      note_deliveries(settings, entry)
+      redis.call('HDEL', settings, 'l:' .. id)
       redis.call('XCLAIM', log, group, consumer, 0, id, 'RETRYCOUNT', deliveries + 1, 'JUSTID')
       given[#given + 1] = {id, found[2], deliveries + 1}
       records_left, bytes_left = records_left - records, bytes_left - size

@@ -1,17 +1,17 @@
 -- Settles deliveries: acknowledges, extends, requeues or buries them, or takes them back as never delivered.
 -- KEYS: log, the group's hash, dead letters
 -- ARGV: verb (acknowledge, extend, requeue, undeliver, bury), group, reason; of the dead letters: stream name, retention in ms, at
---       most how many; then for each an id and its delivery attempt
+--       most how many; the default ack deadline in ms; then for each an id and its delivery attempt
 -- Answers {'absent'} where there is no such group, else for each 1, or 0 where that delivery is not pending any more
 local log, settings = KEYS[1], KEYS[2]
 local verb, group, reason = ARGV[1], ARGV[2], ARGV[3]
 local letters = {key = KEYS[3], name = ARGV[4], retention_ms = ARGV[5], at_most = ARGV[6]}
-local FIRST_ID = 7
+local FIRST_ID = 8
 
 if not group_state(log, group) then
   return {'absent'}
 end
-local deadline_ms = redis.call('HGET', settings, 'deadline_ms') or '0'
+local deadline_ms = redis.call('HGET', settings, 'deadline_ms') or ARGV[7]
 local results, settled, requeued = {}, {}, {}
 
 local function work_on(entry)
@@ -24,7 +24,7 @@ local function work_on(entry)
     settled[#settled + 1] = id
     return 0
   elseif verb == 'extend' then
-    note_first_delivery(settings, entry)
+    note_deliveries(settings, entry)
     redis.call('XCLAIM', log, group, entry[2], 0, id, 'IDLE', 0, 'RETRYCOUNT', entry[4], 'JUSTID')
     return 1
   elseif verb == 'requeue' then

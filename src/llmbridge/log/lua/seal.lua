@@ -1,11 +1,12 @@
 -- Seals an open stream on behalf of the bridge; the producer is carried forward.
--- KEYS: log, open index, session index, kept-alive times
+-- KEYS: log, open index, session index, kept-alive times, lifecycle feed
 -- ARGV: open member, session member, retention_ms, max_length, wake_bytes, sealer, finish reason, checksum, fragment,
 --       expected last id ('' for any), silence in ms that must have passed (0 for none)
 -- Answers {'sealed_now' or 'sealed', incarnation, sequence, checksum, finish reason, sealer}, or {'alive'} where the stream is
 -- not as expected, or was appended to or kept alive within that silence.
 local keys = {
-  log = KEYS[1], open_index = KEYS[2], session_index = KEYS[3], open_member = ARGV[1], session_member = ARGV[2],
+  log = KEYS[1], open_index = KEYS[2], session_index = KEYS[3], feed = KEYS[5],
+  open_member = ARGV[1], session_member = ARGV[2],
 }
 local kept_alive = KEYS[4]
 local sealer, finish_reason, checksum, fragment = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
@@ -26,7 +27,8 @@ if expected_id ~= '' then
 end
 local sequence = (last and last.sequence or 0) + 1
 local incarnation, log_checksum = store(keys, last, {
-  count = 1, fragment = fragment, checksum = checksum, sequence = sequence, sealer = sealer, finish_reason = finish_reason,
+  count = 1, fragment = fragment, checksum = checksum, sequence = sequence,
+  seal = {by = sealer, finish_reason = finish_reason, completion = fragment},
 }, {retention_ms = ARGV[3], max_length = ARGV[4], wake_bytes = tonumber(ARGV[5])})
 redis.call('HDEL', kept_alive, keys.open_member)
 return {'sealed_now', incarnation, whole(sequence), log_checksum, finish_reason, sealer}

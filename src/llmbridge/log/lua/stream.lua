@@ -70,12 +70,46 @@ local function wake_readers(channel, message)
   redis.pcall('PUBLISH', channel, message)
 end
 
+-- Beyond its age an event goes, but not all at once after a long rest.
+local OLD_EVENTS_AT_ONCE = 16
+
+-- Records what happened to a stream in its partition's part of the lifecycle feed (see feed.py for the events' fields).
+-- An event's id is <ms>-<n>: n numbers the partition's events without holes, so that whoever was away too long can count what
+-- is gone. The ms never fall, though Redis' clock may, so that ids only grow and the age of what comes first is the largest.
+local function record(keys, now_ms, keep_ms, expire_ms, events)
+  local feed, last_ms, n, first_ms = keys.feed, 0, 0, nil
+  if redis.call('EXISTS', feed) == 1 then
+    local info = redis.call('XINFO', 'STREAM', feed)
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then
+        last_ms, n = string.match(info[i + 1], '^(%d+)%-(%d+)$')
+        last_ms, n = tonumber(last_ms), tonumber(n)
+      elseif info[i] == 'first-entry' and info[i + 1] then
+        first_ms = tonumber(string.match(info[i + 1][1], '^%d+'))
+      end
+    end
+  end
+  local ms = whole(math.max(tonumber(now_ms), last_ms))
+  for i, event in ipairs(events) do
+    redis.call('XADD', feed, ms .. '-' .. whole(n + i), unpack(event))
+  end
+  expire_not_before(feed, expire_ms)
+  local keep_from = tonumber(now_ms) - keep_ms
+  if first_ms and first_ms < keep_from then
+    local old = redis.call('XRANGE', feed, '-', '(' .. whole(keep_from) .. '-0', 'COUNT', OLD_EVENTS_AT_ONCE + 1)
+    redis.call('XTRIM', feed, 'MINID', #old > OLD_EVENTS_AT_ONCE and old[#old][1] or whole(keep_from) .. '-0')
+  end
+  wake_readers(feed, '')
+end
+
 -- Stores one entry with all that must happen with it; `last` is the stream's last entry, nil to create the stream.
---   entry: count, fragment, checksum, sequence (of its last record), epoch and id (nil: as before), sealer, finish_reason
+--   entry: count, fragment, checksum, sequence (of its last record), epoch and id (nil: as before), and where it ends the stream
+--   seal: by, finish_reason, completion (the fragment of it alone, for the lifecycle feed)
 --   defaults: retention_ms, max_length (0: unlimited), wake_bytes (the largest fragment that a wake-up carries)
 -- The XADD is the first write: where Redis refuses it (memory, read-only replica), nothing else has happened.
 local function store(keys, last, entry, defaults)
   local time_us = now_us()
+  local seal = entry.seal
   local before = last and last.fields or {}
   local incarnation = last and last.incarnation or whole(time_us)
   local retention_ms = entry.retention_ms or before.r
@@ -99,8 +133,10 @@ local function store(keys, last, entry, defaults)
   end
   also('r', retention_ms)
   also('l', max_length)
-  also('s', entry.sealer)
-  also('f', entry.finish_reason)
+  if seal then
+    also('s', seal.by)
+    also('f', seal.finish_reason)
+  end
   redis.call('XADD', keys.log, incarnation .. '-' .. whole(entry.sequence), unpack(fields))
 
   retention_ms = tonumber(retention_ms or defaults.retention_ms)
@@ -109,18 +145,31 @@ local function store(keys, last, entry, defaults)
     redis.call('ZADD', keys.session_index, incarnation, keys.session_member)
     expire_not_before(keys.session_index, retention_ms)
     forget_expired(keys)
-    if not entry.sealer then
+    if not seal then
       redis.call('ZADD', keys.open_index, 0, keys.open_member)
       expire_not_before(keys.open_index, retention_ms)
     end
-  elseif entry.sealer then
+  elseif seal then
     redis.call('ZREM', keys.open_index, keys.open_member)
     expire_not_before(keys.session_index, retention_ms)
   end
 
+  if not last or seal then
+    local events = {}
+    if not last then
+      events[1] = {'k', 'created ' .. incarnation, 's', keys.open_member}
+    end
+    if seal then
+      local how = {'completed', incarnation, whole(entry.sequence), checksum, seal.by}
+      events[#events + 1] = {'k', table.concat(how, ' '), 's', keys.open_member, 'b', seal.completion}
+    end
+    local keep_ms = tonumber(defaults.retention_ms)
+    record(keys, now_ms, keep_ms, math.max(keep_ms, retention_ms), events)
+  end
+
   max_length = tonumber(max_length or defaults.max_length)
   if max_length > 0 then
-    local last_token = entry.sequence - (entry.sealer and 1 or 0)
+    local last_token = entry.sequence - (seal and 1 or 0)
     -- The last entry always stays, also when a completion alone would push out the last token.
     local floor = math.min(last_token - max_length + 1, entry.sequence)
     if floor > 1 then
@@ -129,7 +178,7 @@ local function store(keys, last, entry, defaults)
   end
 
   local wake = incarnation .. ' ' .. whole(entry.sequence - entry.count + 1) .. ' ' .. whole(entry.sequence)
-    .. ' ' .. now_ms .. ' ' .. checksum .. ' ' .. (before.c or '-') .. ' ' .. (entry.sealer and 1 or 0)
+    .. ' ' .. now_ms .. ' ' .. checksum .. ' ' .. (before.c or '-') .. ' ' .. (seal and 1 or 0)
   if #entry.fragment <= defaults.wake_bytes then
     wake = wake .. '\n' .. entry.fragment
   end

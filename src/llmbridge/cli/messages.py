@@ -1,0 +1,42 @@
+"""Shows what the bridge answers: the contract's messages as rows or JSON, its enums and times in words."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from llmbridge.cli.errors import quiet_when_unread
+from llmbridge.cli.printing import json_line
+from llmbridge.cli.tables import Column, print_lines, show_rows
+
+__all__ = ["duration", "moment", "show_messages", "word_of"]
+
+_M = TypeVar("_M", bound=Message)
+
+
+def show_messages(
+    messages: Sequence[_M], columns: Sequence[Column[_M]], *, as_json: bool, single: bool = False
+) -> None:
+    """Prints messages, as JSON or as `show_rows` does."""
+    with quiet_when_unread():
+        if as_json:
+            print_lines(json_line(message, all_fields=True) for message in messages)
+        else:
+            show_rows(messages, columns, single=single)
+
+
+def word_of(kind: type[IntEnum], number: int) -> str:
+    """A value of one of the contract's enums; empty for none, and for one that a newer bridge has added."""
+    return next((member.name.lower() for member in kind if member and member == number), "")
+
+
+def moment(ms: int) -> str:
+    """A time in ms since the Unix epoch, for people here."""
+    return f"{datetime.fromtimestamp(ms / 1000, UTC).astimezone():%m-%d %H:%M:%S}"
+
+
+def duration(ms: int) -> str:
+    """A span of time in ms, for people."""
+    return str(timedelta(seconds=ms // 1000))

@@ -1,0 +1,1 @@
+"""Parts killed, cut off and restarted for real, in bounded time."""
