@@ -196,10 +196,12 @@ async def test_a_silent_bridge_is_left(caplog: pytest.LogCaptureFixture) -> None
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with Client(f"127.0.0.1:{port}", retry=QUICK) as client:
-            async with client.watch("g", silence_timeout=0.2) as watch:
-                [event] = await taken(watch, 1)
-                assert (event.cursor, watch.missed, silent.calls) == ("c", 7, 3)
-                assert "7 events are gone" in caplog.text
+        async with (
+            Client(f"127.0.0.1:{port}", retry=QUICK) as client,
+            client.watch("g", silence_timeout=0.2) as watch,
+        ):
+            [event] = await taken(watch, 1)
+            assert (event.cursor, watch.missed, silent.calls) == ("c", 7, 3)
+            assert "7 events are gone" in caplog.text
     finally:
         await server.stop(None)
