@@ -241,7 +241,8 @@ class GroupHistory:
         lost = self.model.join(history)
         if lost is None:
             joined = await self.parts.groups.join(self.place, SETTINGS, history)
-            assert joined == (SETTINGS, 0 if history is History.IGNORE else self.incarnation)
+            incarnation = 0 if history is History.IGNORE else self.incarnation
+            assert joined == (SETTINGS, incarnation, len(self.model.pending))
         else:
             with pytest.raises(Trimmed) as refused:
                 await self.parts.groups.join(self.place, SETTINGS, history)

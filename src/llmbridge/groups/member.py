@@ -16,9 +16,12 @@ from llmbridge.hub.fanout import Fanout
 from llmbridge.hub.tail import Tail
 from llmbridge.log.exchange import Reply
 from llmbridge.log.groups import GroupLog, GroupPlace, GroupSettings, History, Receipt, Room, Share, Verb
-from llmbridge.log.reading import FEW_ENTRIES, PAGE_BYTES, PAGE_ENTRIES, LogReader, records_of, sequence_of
+from llmbridge.log.reading import FEW_ENTRIES, PAGE_BYTES, LogReader, records_of, sequence_of
 from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.wire import Wire
+
+ENTRIES_AT_ONCE = 1_000
+"""Twice a reader's page: what a look costs beside its entries is dearer here. Replay takes 2.45 instead of 2.65 µs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Member(Consumer):
             # Somebody may have settled at another bridge, and the bell been lost.
             pending = await self._groups.pending_of(self._place, self._consumer, MOST_OUTSTANDING)
             self._outstanding.keep(self._place.log, pending)
-        room = self._outstanding.room(min(PAGE_ENTRIES, MOST_OUTSTANDING - len(self._outstanding)), PAGE_BYTES)
+        room = self._outstanding.room(min(ENTRIES_AT_ONCE, MOST_OUTSTANDING - len(self._outstanding)), PAGE_BYTES)
         # What is overdue comes first, or a flood of new entries would keep it waiting.
         if self._pending and self._loop.time() >= self._recover_at and not self._outstanding.full:
             self._recover_at = self._loop.time() + self._interval_seconds
@@ -225,11 +228,10 @@ class Member(Consumer):
             if known:
                 raise Expired
             return False
-        settings, incarnation = joined
-        if known and incarnation != self._incarnation:
+        if known and joined.incarnation != self._incarnation:
             await self._raise_if_gone()
-        self._joined, self._incarnation = True, incarnation
-        self._interval_seconds = min(self._interval_seconds, settings.ack_deadline_ms / 1000)
+        self._joined, self._incarnation, self._pending = True, joined.incarnation, joined.pending > 0
+        self._interval_seconds = min(self._interval_seconds, joined.settings.ack_deadline_ms / 1000)
         return True
 
     async def _raise_if_gone(self) -> None:

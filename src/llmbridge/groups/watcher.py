@@ -231,11 +231,13 @@ class Watcher(Consumer):
         joined = await self._groups.join(part.place, self._settings, History.IGNORE)
         if joined is None:
             return
-        self._settings, _ = joined
+        self._settings = joined.settings
         self._agreed = True
         self._poll_seconds = min(self._poll_seconds, self._settings.ack_deadline_ms / 1000)
-        part.joined = True
-        self._news[part] = self._overdue[part] = None
+        part.joined, part.pending = True, joined.pending
+        self._news[part] = None
+        if part.pending:
+            self._overdue[part] = None
 
     async def _raise_if_deleted(self, part: _Part) -> None:
         """Raise GroupNotFound unless the partition is gone, group and all, because nothing happened in it for long."""

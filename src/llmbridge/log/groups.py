@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
@@ -52,6 +53,14 @@ class GroupPolicy:
     forget_ms: int
     dead_letter_retention_ms: int
     max_dead_letters: int
+
+
+class Joined(NamedTuple):
+    """A group as a member finds it: its settings, its log's incarnation (0 for the feed), and what is pending."""
+
+    settings: GroupSettings
+    incarnation: int
+    pending: int
 
 
 class History(StrEnum):
@@ -133,11 +142,10 @@ class GroupLog:
 
     async def join(
         self, place: GroupPlace, wanted: GroupSettings, history: History
-    ) -> tuple[GroupSettings, int] | None:
+    ) -> Joined | None:
         """Make sure that the group exists, from the beginning of its log; None while the log is absent.
 
-        Returns the group's settings and the log's incarnation (0 for the feed). Raises GroupSettingsDiffer, and Trimmed
-        where `history` refuses that entries which no member ever got are gone.
+        Raises GroupSettingsDiffer, and Trimmed where `history` refuses that entries which no member ever got are gone.
         """
         default = self._policy.default
         reply = await self._commands.call(
@@ -160,7 +168,7 @@ class GroupLog:
                 raise GroupSettingsDiffer(place.group, int(reply[1]), int(reply[2]))
             case b"trimmed":
                 raise Trimmed(str(Cursor(int(reply[1]), int(reply[2]), NO_CHECKSUM)))
-        return GroupSettings(int(reply[1]), int(reply[2])), int(reply[3] or 0)
+        return Joined(GroupSettings(int(reply[1]), int(reply[2])), int(reply[3] or 0), int(reply[4]))
 
     async def read(self, place: GroupPlace, consumer: str, at_most: int, settled: Sequence[bytes]) -> Share:
         """Acknowledge what is `settled`, then give a member the next entries, up to a number. Raises GroupNotFound."""

@@ -4,7 +4,7 @@
 --       member ever got and that is gone ('refuse', 'accept', or 'ignore' for the feed, where gaps are counted instead), ms after
 --       which idle consumers with nothing pending are forgotten
 -- Answers {'absent'}; {'differs', ack deadline, max deliveries}; {'trimmed', incarnation, sequence before the earliest record};
--- or {'joined', ack deadline, max deliveries, incarnation ('' for the feed)}
+-- or {'joined', ack deadline, max deliveries, incarnation ('' for the feed), how many entries are pending}
 local log, settings = KEYS[1], KEYS[2]
 local group, history, forget_ms = ARGV[1], ARGV[6], tonumber(ARGV[7])
 local wanted = {deadline_ms = tonumber(ARGV[2]), max_deliveries = tonumber(ARGV[3])}
@@ -62,4 +62,4 @@ for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', log, group)) do
 end
 redis.call('HSET', settings, 'deadline_ms', whole(known.deadline_ms), 'max_deliveries', whole(known.max_deliveries))
 renew(settings, log)
-return {'joined', whole(known.deadline_ms), whole(known.max_deliveries), incarnation}
+return {'joined', whole(known.deadline_ms), whole(known.max_deliveries), incarnation, state and state.pending or 0}
