@@ -9,23 +9,27 @@ from dataclasses import dataclass, field
 
 @dataclass
 class BridgeProcess:
-    """`llmbridge serve` on a free loopback port; `environment` are its settings."""
+    """`llmbridge serve` on a free loopback port; `environment` are its settings.
+
+    Another `command` may start another implementation; its first line of output must end with "listening on HOST:PORT".
+    """
 
     environment: dict[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = (sys.executable, "-m", "llmbridge.cli.app", "serve", "--port", "0")
 
     def start(self) -> "BridgeProcess":
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("REDIS_", "LLMBRIDGE_", "OTEL_"))
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmbridge.cli.app", "serve", "--port", "0"],
+            self.command,
             env=environment | self.environment,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        if not line.startswith("llmbridge is listening on "):
+        if " listening on " not in line:
             raise AssertionError(f"the bridge did not start: {line!r}, exit code {self.process.wait(10)}")
         self.address = line.rsplit(" ", 1)[1].strip()
         return self

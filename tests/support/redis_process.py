@@ -56,6 +56,10 @@ class RedisProcess:
     def tcp_url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def client(self) -> "redis.Redis":
         return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5)
 
@@ -93,7 +97,7 @@ class RedisProcess:
         self.process.wait(10)
 
     def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and self.is_running:
             self.process.terminate()
             self.process.wait(10)
         shutil.rmtree(self.directory)

@@ -223,13 +223,11 @@ class Member(Consumer):
         """Make or join the group; False while its stream is absent. Raises a HistoryGone where it was here before."""
         known = self._incarnation > 0
         history = History.REFUSE if known else self._membership.history
-        joined = await self._groups.join(self._place, self._membership.wanted, history)
+        joined = await self._groups.join(self._place, self._membership.wanted, history, self._incarnation)
         if joined is None:
             if known:
                 raise Expired
             return False
-        if known and joined.incarnation != self._incarnation:
-            await self._raise_if_gone()
         self._joined, self._incarnation, self._pending = True, joined.incarnation, joined.pending > 0
         self._interval_seconds = min(self._interval_seconds, joined.settings.ack_deadline_ms / 1000)
         return True

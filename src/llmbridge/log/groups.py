@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
-from llmbridge.errors import GroupNotFound, GroupSettingsDiffer, Trimmed
+from llmbridge.errors import GroupNotFound, GroupSettingsDiffer, Restarted, Trimmed
 from llmbridge.log.commands import Commands
 from llmbridge.log.exchange import Command, Reply
 from llmbridge.log.scripts import load_script
@@ -141,11 +141,12 @@ class GroupLog:
         self._note_gap = load_script("group_note_gap", "group")
 
     async def join(
-        self, place: GroupPlace, wanted: GroupSettings, history: History
+        self, place: GroupPlace, wanted: GroupSettings, history: History, incarnation: int = 0
     ) -> Joined | None:
         """Make sure that the group exists, from the beginning of its log; None while the log is absent.
 
-        Raises GroupSettingsDiffer, and Trimmed where `history` refuses that entries which no member ever got are gone.
+        Raises GroupSettingsDiffer; Trimmed where `history` refuses that entries which no member ever got are gone;
+        Restarted where the log has another incarnation than the one given.
         """
         default = self._policy.default
         reply = await self._commands.call(
@@ -159,6 +160,7 @@ class GroupLog:
                 default.max_deliveries,
                 history,
                 self._policy.forget_ms,
+                incarnation,
             ),
         )
         match reply[0]:
@@ -168,6 +170,8 @@ class GroupLog:
                 raise GroupSettingsDiffer(place.group, int(reply[1]), int(reply[2]))
             case b"trimmed":
                 raise Trimmed(str(Cursor(int(reply[1]), int(reply[2]), NO_CHECKSUM)))
+            case b"restarted":
+                raise Restarted(str(Cursor(int(reply[1]), int(reply[2]), NO_CHECKSUM)))
         return Joined(GroupSettings(int(reply[1]), int(reply[2])), int(reply[3] or 0), int(reply[4]))
 
     async def read(self, place: GroupPlace, consumer: str, at_most: int, settled: Sequence[bytes]) -> Share:

@@ -2,16 +2,23 @@
 -- KEYS: log, the group's hash
 -- ARGV: group, ack deadline in ms, max deliveries (0: as it is, or the default), defaults of both, how to treat history that no
 --       member ever got and that is gone ('refuse', 'accept', or 'ignore' for the feed, where gaps are counted instead), ms after
---       which idle consumers with nothing pending are forgotten
--- Answers {'absent'}; {'differs', ack deadline, max deliveries}; {'trimmed', incarnation, sequence before the earliest record};
+--       which idle consumers with nothing pending are forgotten; the incarnation that the log must have (0: any)
+-- Answers {'absent'}; {'restarted', incarnation, sequence before the earliest record} where it has another one;
+-- {'differs', ack deadline, max deliveries}; {'trimmed', incarnation, sequence before the earliest record};
 -- or {'joined', ack deadline, max deliveries, incarnation ('' for the feed), how many entries are pending}
 local log, settings = KEYS[1], KEYS[2]
-local group, history, forget_ms = ARGV[1], ARGV[6], tonumber(ARGV[7])
+local group, history, forget_ms, known_incarnation = ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[8]
 local wanted = {deadline_ms = tonumber(ARGV[2]), max_deliveries = tonumber(ARGV[3])}
 local default = {deadline_ms = tonumber(ARGV[4]), max_deliveries = tonumber(ARGV[5])}
 
 if redis.call('EXISTS', log) == 0 then
   return {'absent'}
+end
+if known_incarnation ~= '0' then
+  local last = last_entry(log)
+  if last.incarnation ~= known_incarnation then
+    return {'restarted', last.incarnation, whole(first_of(decoded(redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1])) - 1)}
+  end
 end
 local state = group_state(log, group)
 if not state then

@@ -1,0 +1,11 @@
+"""Every transport that the cases are run over: to add one, write its module and name it here."""
+
+from collections.abc import Callable, Mapping
+
+from tests.conformance.target import Instance
+from tests.conformance.transport import Transport
+from tests.conformance.transports.grpc_stubs import GrpcTransport
+
+TRANSPORTS: Mapping[str, Callable[[Instance], Transport]] = {
+    "grpc": GrpcTransport,
+}
