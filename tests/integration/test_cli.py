@@ -38,6 +38,7 @@ async def written(client: Client, *texts: str, end: FinishReason = FinishReason.
     async with client.write("s", "m") as writer:
         for text in texts:
             await writer.text(text)
+            await writer.flush()
         await writer.complete(end, error_message=message)
 
 
@@ -124,14 +125,23 @@ async def test_a_silent_producer_learns_at_once_that_its_stream_was_cancelled(br
     assert read.err.startswith("llmbridge: s/m: cancelled; enough; cursor ")
 
 
-async def test_a_producer_learns_that_its_stream_was_deleted(bridge: RunningBridge, client: Client) -> None:
-    async with running("produce", "s", "m", "--address", bridge.address) as producer:
-        await producer.feed(b"half")
-        await _has_records(client)
-        await client.streams.delete("s", "m")
-        done = await producer.done()
-    assert done.code == 7
-    assert "deleted" in done.err
+async def test_a_producer_writes_a_deleted_stream_anew(bridge: RunningBridge, client: Client) -> None:
+    """From its side that is the same as a Redis that has lost everything; and it still notices a cancel."""
+    where = ("s", "m", "--address", bridge.address)
+    async with running("produce", *where) as producer:
+        await producer.feed(b"half ")
+        async with client.subscribe("s", "m") as messages:
+            assert (await anext(messages)).text == "half "
+            await client.streams.delete("s", "m")
+        await producer.feed(b"whole")
+        async with client.subscribe("s", "m") as messages:
+            text = ""
+            while text != "half whole":
+                text += (await anext(messages)).text
+        assert (await run("streams", "cancel", *where, "--reason", "enough")).code == 0
+        assert (await producer.done()).err == (
+            "llmbridge: the stream was cancelled; enough; --response names another answer\n"
+        )
 
 
 async def test_a_stream_with_an_end_or_another_producer_takes_nothing(bridge: RunningBridge, client: Client) -> None:
@@ -146,6 +156,7 @@ async def test_a_stream_with_an_end_or_another_producer_takes_nothing(bridge: Ru
 
     async with client.write("s", "m", "taken", producer_epoch=2) as writer:
         await writer.text("mine")
+        await writer.flush()
         fenced = await run("produce", *where, "--response", "taken", "--epoch", "1", data=b"x")
         beside = await run("produce", *where, "--response", "taken", "--epoch", "3", data=b"x")
     assert fenced.code == 6
@@ -175,6 +186,7 @@ async def test_an_interrupted_reader_says_how_to_go_on(bridge: RunningBridge, cl
     where = ("s", "m", "--address", bridge.address)
     async with client.write("s", "m") as writer:
         await writer.text("one ")
+        await writer.flush()
         async with running("tail", *where) as reader:
             await reader.prints("one ")
             reader.signal(signal.SIGINT)
@@ -185,18 +197,22 @@ async def test_an_interrupted_reader_says_how_to_go_on(bridge: RunningBridge, cl
             await writer.text("two")
             await resumed.prints("two")
             await writer.complete()
+            await writer.flush()
             assert (await resumed.done()).out == "two"
 
 
 async def test_only_what_comes_from_now_on(bridge: RunningBridge, client: Client) -> None:
     async with client.write("s", "m") as writer:
         await writer.text("old")
+        await writer.flush()
         async with running("tail", "s", "m", "--from", "latest", "--address", bridge.address) as reader:
             async with asyncio.timeout(SECONDS):
                 # When it has begun to read can't be seen from here.
                 while not reader.out:
                     await writer.text("new")
+                    await writer.flush()
             await writer.complete()
+            await writer.flush()
             done = await reader.done()
     assert done.out == "new" * (len(done.out) // 3)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from grpc_health.v1 import health_pb2
 
-from llmbridge.client import Client
+from llmbridge.client import Client, StreamCompleted
 from tests.support.command import LLMBRIDGE, SECONDS, Done, clean_environment, run
 from tests.support.fake_bridge import FakeBridge
 from tests.support.running_bridge import RunningBridge
@@ -65,6 +65,7 @@ async def test_the_life_of_a_stream(bridge: RunningBridge, client: Client) -> No
     async with client.write("s", "m", response) as writer:
         for text in ("one", "two", "three"):
             await writer.text(text)
+            await writer.flush()
         (row,) = (await run("streams", "get", *stream)).rows
         assert row[3:10] == ["open", "", "", "1", "3", "0", "3"]
         assert row[14] == writer.cursor
@@ -75,8 +76,9 @@ async def test_the_life_of_a_stream(bridge: RunningBridge, client: Client) -> No
         (answer,) = cancelled.objects
         assert answer["finishReason"] == "FINISH_REASON_CANCELLED"
         assert answer["sealedNow"] is True
-        with pytest.raises(Exception, match="cancelled"):
-            await writer.text("four")
+        await writer.text("four")
+        with pytest.raises(StreamCompleted, match="cancelled"):
+            await writer.flush()
 
     (info,) = (await run("streams", "get", *stream, "--json")).objects
     assert (info["state"], info["firstSequence"], info["producerEpoch"]) == ("STREAM_STATE_SEALED", "2", "0")

@@ -105,6 +105,7 @@ async def test_against_a_real_bridge(bridge: RunningBridge, shared_redis: RedisP
         async with client.write(NAME) as writer:
             for text in ("a", "b", "c"):
                 await writer.text(text)
+                await writer.flush()
         place = parts.place(NAME, "g")
         await parts.groups.join(place, GroupSettings(0, 0), History.REFUSE)
         share = await parts.groups.read(place, "worker", 3, ())

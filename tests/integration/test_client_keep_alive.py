@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from llmbridge.client import Client, FinishReason, RetryPolicy, StreamCompleted
+from llmbridge.client import Client, FinishReason, RetryPolicy, StreamCompleted, keep_alive
 from llmbridge.v1 import token_pb2
 from tests.support.fake_bridge import KEY, FakeBridge, serving
 from tests.support.faults import Fault
@@ -31,6 +31,7 @@ async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
 async def test_a_silent_writer_says_that_it_lives(bridge: FakeBridge, client: Client) -> None:
     async with client.write(*KEY, keep_alive_interval=0.02, producer_epoch=3) as writer:
         await writer.text("a")
+        await writer.flush()
         await bridge.until(lambda: len(bridge.kept_alive) >= 3)
     request = bridge.kept_alive[0]
     assert (request.producer_id, request.producer_epoch) == (writer.producer_id, 3)
@@ -61,15 +62,31 @@ async def test_there_may_be_no_stream_before_the_first_token(
 async def test_it_asks_as_often_as_the_bridge_needs(
     bridge: FakeBridge, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmbridge.client.keep_alive._FIRST_INTERVAL", 0.02)
     clock = asyncio.get_running_loop().time
-    bridge.lost_ms = 2_000
+    bridge.lost_ms = 400
     bridge.logs.create(KEY)
+    monkeypatch.setattr("llmbridge.client.keep_alive._LONGEST_INTERVAL", 0.5)
     async with client.write(*KEY):
         await bridge.until(lambda: len(bridge.kept_alive) == 1)
         first = clock()
-        await bridge.until(lambda: len(bridge.kept_alive) == 2)
-        assert clock() - first > 0.3
+        await bridge.until(lambda: len(bridge.kept_alive) == 3)
+        assert clock() - first < 0.4
+
+
+async def test_a_silent_writer_asks_at_least_every_five_seconds(
+    bridge: FakeBridge, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for the bridge's sake: it learns of a cancel that way."""
+    assert keep_alive._LONGEST_INTERVAL == 5
+    monkeypatch.setattr("llmbridge.client.keep_alive._LONGEST_INTERVAL", 0.05)
+    bridge.lost_ms = 3_600_000
+    bridge.logs.create(KEY)
+    async with client.write(*KEY) as writer:
+        await bridge.until(lambda: len(bridge.kept_alive) == 3)
+        bridge.seal(token_pb2.FINISH_REASON_CANCELLED)
+        await asyncio.wait_for(writer.stopped.wait(), 5)
+        with pytest.raises(StreamCompleted):
+            await writer.text("a")
 
 
 async def test_failures_are_outlived(bridge: FakeBridge, client: Client, caplog: pytest.LogCaptureFixture) -> None:
@@ -87,10 +104,11 @@ async def test_it_learns_that_the_stream_has_ended(bridge: FakeBridge, client: C
     with pytest.raises(StreamCompleted) as caught:
         async with client.write(*KEY, keep_alive_interval=0.02) as writer:
             await writer.text("a")
+            await writer.flush()
             bridge.seal(token_pb2.FINISH_REASON_CANCELLED)
             calls = len(bridge.kept_alive)
             await bridge.until(lambda: len(bridge.kept_alive) > calls)
-            await asyncio.sleep(0.05)
+            await asyncio.wait_for(writer.stopped.wait(), 5)
             await writer.text("b")
     assert caught.value.finish_reason is FinishReason.CANCELLED
     # Told by KeepAlive: the second text was not sent at all.
@@ -110,13 +128,12 @@ async def test_the_writers_own_end_is_no_news(bridge: FakeBridge, client: Client
     """KeepAlive may be answered COMPLETED while the reply to the writer's own completion is still under way."""
     async with client.write(*KEY, keep_alive_interval=0.02) as writer:
         await writer.text("a")
+        await writer.flush()
         bridge.produce_faults.append(Fault(hang=True, after_storing=True))
-        completing = asyncio.create_task(writer.complete())
+        await writer.complete()
         await bridge.until(lambda: bridge.log.completion is not None)
         calls = len(bridge.kept_alive)
         await bridge.until(lambda: len(bridge.kept_alive) > calls)
         await asyncio.sleep(0.05)
-        completing.cancel()
-        await asyncio.wait([completing])
-        assert completing.cancelled()
+        assert not writer.stopped.is_set()
     assert writer.completed

@@ -42,7 +42,7 @@ class History:
     produce_faults: list[Fault]
     subscribe_faults: list[Fault]
     patience: list[float | None]
-    """How long the caller waits for each batch before it cancels the call and goes on."""
+    """How long the caller waits for room for each batch, or for each message, before it cancels the call."""
     readers: int
     restart_after: int | None
     """After how many requests all connections break."""
@@ -76,12 +76,18 @@ async def read_with_patience(client: Client, patience: list[float | None]) -> li
     return messages
 
 
-async def write_with_patience(client: Client, history: History) -> None:
-    async with client.write(*KEY) as writer:
+async def write_with_patience(client: Client, history: History) -> list[str]:
+    """Write, giving a batch up when there is no room for it for too long; returns what was written."""
+    written: list[str] = []
+    async with client.write(*KEY, max_unsent_tokens=6) as writer:
         for batch, wait in zip(history.batches, history.patience, strict=False):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await writer.write(*batch)
+                    written += batch
+                if wait is None:
+                    await writer.flush()
+    return written
 
 
 async def restart(bridge: FakeBridge, after: int) -> None:
@@ -100,10 +106,9 @@ async def run(history: History) -> None:
             if history.restart_after is not None:
                 breaking = tasks.create_task(restart(bridge, history.restart_after))
             readers = [tasks.create_task(read_with_patience(client, history.patience)) for _ in range(history.readers)]
-            await write_with_patience(client, history)
+            written = await write_with_patience(client, history)
             if breaking is not None and len(bridge.produced) < (history.restart_after or 0):
                 breaking.cancel()
-        written = [text for batch in history.batches for text in batch]
         assert [token.text for token in bridge.log.tokens] == written
         for reader in readers:
             messages = reader.result()

@@ -1,7 +1,5 @@
 """The reader against a bridge that fails: every record, once, in order, with an end, or an error that says why not."""
 
-# ruff: noqa: PT012 - what raises is the end of a block, too
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
@@ -14,14 +12,12 @@ from llmbridge.client import (
     Client,
     ClientClosed,
     ClientError,
-    FinishReason,
     LimitExceeded,
     Message,
-    ResponseFailed,
     RetryPolicy,
     Unavailable,
 )
-from llmbridge.v1 import bridge_service_pb2, token_pb2
+from llmbridge.v1 import bridge_service_pb2
 from tests.support.fake_bridge import KEY, FakeBridge, serving
 from tests.support.faults import Fault
 from tests.support.whole_response import QUICK, WORDS, check_whole, read, whole
@@ -310,29 +306,3 @@ async def test_one_task_reads(bridge: FakeBridge, client: Client) -> None:
         await anext(subscription)
     whole(bridge)
     check_whole(await task)
-
-
-async def test_only_the_text(bridge: FakeBridge, client: Client) -> None:
-    bridge.append("Hel")
-    bridge.log.tokens.append(token_pb2.Token(reasoning="hm"))
-    bridge.append("", "lo")
-    bridge.seal(token_pb2.FINISH_REASON_CANCELLED)
-    texts = client.subscribe(*KEY).texts()
-    assert [piece async for piece in texts] == ["Hel", "lo"]
-    assert texts.subscription.completion is not None
-    assert FinishReason.of(texts.subscription.completion) is FinishReason.CANCELLED
-    assert [piece async for piece in texts] == []
-
-
-async def test_text_that_ends_with_an_error_is_not_taken_for_whole(bridge: FakeBridge, client: Client) -> None:
-    bridge.append("Hel")
-    bridge.seal(token_pb2.FINISH_REASON_ERROR, "out of memory")
-    pieces: list[str] = []
-    texts = client.subscribe(*KEY).texts()
-    for _ in range(2):
-        with pytest.raises(ResponseFailed, match="out of memory"):
-            async for piece in texts:
-                pieces.append(piece)  # noqa: PERF401
-    assert pieces == ["Hel"]
-    # Whoever reads messages sees the completion itself.
-    assert (await read(client.subscribe(*KEY)))[-1].finish_reason is FinishReason.ERROR

@@ -1,4 +1,4 @@
-"""The writer against a bridge that fails: what it was given is stored once, in order, and gets an end."""
+"""The writer against a bridge that fails: what it was given is stored once and in order, or the caller is told."""
 
 # ruff: noqa: PT012 - what raises is the end of a block, too
 
@@ -28,7 +28,6 @@ from tests.support.fake_bridge import KEY, FakeBridge, serving
 from tests.support.faults import Context, Fault
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=5.0, give_up_after=20.0)
-IMPATIENT = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=1.0, give_up_after=1.0)
 
 DOWN = Fault("REDIS_UNAVAILABLE")
 LOST_REPLY = Fault("APPEND_OUTCOME_UNKNOWN", after_storing=True)
@@ -59,19 +58,22 @@ async def test_what_is_written_is_stored_and_completed(bridge: FakeBridge, clien
     async with client.write(*KEY) as writer:
         assert (writer.cursor, writer.last_sequence) == ("", 0)
         await writer.text("Hel")
+        await writer.flush()
         assert bridge.log.text == "Hel"
         await writer.write("lo", Token(text=", ", role=token_pb2.ROLE_ASSISTANT), "world")
+        await writer.flush()
         assert (writer.cursor, writer.last_sequence) == (bridge.log.cursor(4), 4)
         await writer.reasoning("done?")
         await writer.write()
         assert bridge.log.completion is None
     assert writer.completed
+    assert not writer.stopped.is_set()
     assert bridge.log.text == "Hello, world"
     assert [token.WhichOneof("content") for token in bridge.log.tokens] == ["text"] * 4 + ["reasoning"]
     assert bridge.log.tokens[0].timestamp_ms > 1_700_000_000_000
     assert finish_reason(bridge) is FinishReason.STOP
     assert (writer.cursor, writer.last_sequence) == (bridge.log.cursor(6), 6)
-    assert numbers(bridge) == [1, 2, 5, 6]
+    assert numbers(bridge) == [1, 2, 5]
 
 
 async def test_writers_are_told_apart(bridge: FakeBridge, client: Client) -> None:
@@ -86,8 +88,9 @@ async def test_writers_are_told_apart(bridge: FakeBridge, client: Client) -> Non
 
 async def test_a_writer_is_for_its_block(bridge: FakeBridge, client: Client) -> None:
     writer = client.write(*KEY)
-    with pytest.raises(RuntimeError, match="block"):
-        await writer.text("a")
+    for call in (writer.text("a"), writer.flush()):
+        with pytest.raises(RuntimeError, match="block"):
+            await call
     async with writer:
         with pytest.raises(RuntimeError, match="block"):
             await writer.__aenter__()
@@ -110,8 +113,10 @@ async def test_a_writer_is_for_its_block(bridge: FakeBridge, client: Client) -> 
 async def test_a_failed_request_is_repeated_unchanged(bridge: FakeBridge, client: Client, fault: Fault) -> None:
     async with client.write(*KEY) as writer:
         await writer.text("a")
+        await writer.flush()
         bridge.produce_faults.extend([fault, fault])
         await writer.write("b", "c")
+        await writer.flush()
         bridge.produce_faults.append(fault)
     assert bridge.log.text == "abc"
     assert finish_reason(bridge) is FinishReason.STOP
@@ -126,21 +131,22 @@ async def test_a_request_without_an_answer_is_repeated(bridge: FakeBridge, store
     async with Client(bridge.address, retry=retry) as client, client.write(*KEY) as writer:
         bridge.produce_faults.extend([Fault(hang=True, after_storing=stored)] * 2)
         await writer.text("a")
+        await bridge.until(lambda: len(bridge.produced) == 1)
         await writer.text("b")
-    assert numbers(bridge)[:3] == [1, 1, 1]
+    assert numbers(bridge)[:4] == [1, 1, 1, 2]
     assert bridge.log.text == "ab"
 
 
 async def test_a_broken_connection_is_made_again(bridge: FakeBridge, client: Client) -> None:
     async with client.write(*KEY) as writer:
         await writer.text("a")
+        await writer.flush()
         bridge.produce_faults.append(Fault(hang=True, after_storing=True))
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(writer.text("b"))
-            await bridge.until(lambda: len(bridge.produced) == 2)
-            await bridge.stop()
-            await bridge.start()
+        await writer.text("b")
+        await bridge.until(lambda: len(bridge.produced) == 2)
+        await bridge.stop()
         await writer.text("c")
+        await bridge.start()
     assert bridge.log.text == "abc"
     assert finish_reason(bridge) is FinishReason.STOP
 
@@ -151,91 +157,78 @@ async def test_the_bridge_says_how_long_to_wait(bridge: FakeBridge, client: Clie
     async with client.write(*KEY) as writer:
         began = clock()
         await writer.text("a")
+        await writer.flush()
         assert clock() - began >= 0.3
     assert len(bridge.produced) == 3
 
 
 @pytest.mark.parametrize(("reason", "kind"), [("LIMIT_EXCEEDED", LimitExceeded), ("INVALID_FIELD", InvalidRequest)])
-async def test_refused_tokens_are_forgotten(
+async def test_a_refused_record_becomes_the_end(
     bridge: FakeBridge, client: Client, reason: str, kind: type[ClientError]
 ) -> None:
-    async with client.write(*KEY) as writer:
-        await writer.text("a")
-        bridge.produce_faults.append(Fault(reason))
-        with pytest.raises(kind):
-            await writer.text("too much")
-        await writer.text("b")
-        bridge.produce_faults.append(Fault(reason))
-        with pytest.raises(kind):
-            await writer.complete(attributes={"too": "much"})
-    assert bridge.log.text == "ab"
-    assert finish_reason(bridge) is FinishReason.STOP
-    assert numbers(bridge) == [1, 2, 2, 3, 3]
-
-
-async def test_a_refusal_after_a_lost_reply_is_final(bridge: FakeBridge, client: Client) -> None:
-    """It is not known whether the tokens are stored, so their numbers must not be used for others."""
-    with pytest.raises(LimitExceeded) as caught:
+    with pytest.raises(kind) as caught:
         async with client.write(*KEY) as writer:
-            bridge.produce_faults.extend([LOST_REPLY, Fault("LIMIT_EXCEEDED")])
-            with pytest.raises(LimitExceeded) as first:
-                await writer.text("a")
-            assert first.value.outcome_unknown
+            await writer.text("a")
+            await writer.flush()
+            bridge.produce_faults.append(Fault(reason, message="too much"))
             await writer.text("b")
+            await writer.stopped.wait()
+            with pytest.raises(kind) as first:
+                await writer.text("c")
     assert caught.value is first.value
     assert bridge.log.text == "a"
+    completion = bridge.log.completion
+    assert completion is not None
+    assert FinishReason.of(completion) is FinishReason.ERROR
+    assert completion.error_message == f"{kind.__name__}: too much"
+    assert writer.completed
+    assert numbers(bridge) == [1, 2, 2]
 
 
-async def test_a_refusal_of_an_older_calls_tokens_is_final(bridge: FakeBridge, client: Client) -> None:
+async def test_a_refused_completion_becomes_another(bridge: FakeBridge, client: Client) -> None:
     with pytest.raises(LimitExceeded):
         async with client.write(*KEY) as writer:
-            bridge.produce_faults.append(Fault(hang=True))
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(writer.text("a"), 0.05)
+            await writer.text("a")
+            await writer.flush()
             bridge.produce_faults.append(Fault("LIMIT_EXCEEDED"))
-            await writer.text("b")
-    assert KEY not in bridge.logs
+            await writer.complete(attributes={"too": "much"})
+    assert (bridge.log.text, finish_reason(bridge)) == ("a", FinishReason.ERROR)
 
 
-@pytest.mark.parametrize("stored", [True, False])
-async def test_what_a_cancelled_call_was_given_is_stored_first(
-    bridge: FakeBridge, client: Client, stored: bool
-) -> None:
+async def test_all_that_comes_before_a_refused_record_is_stored(bridge: FakeBridge, client: Client) -> None:
+    bridge.token_bytes = 100
+    with pytest.raises(LimitExceeded):
+        async with client.write(*KEY) as writer:
+            await writer.write(*"abcdefg", "x" * 200, "h")
+    assert (bridge.log.text, finish_reason(bridge)) == ("abcdefg", FinishReason.ERROR)
+
+
+async def test_a_bridge_with_lower_limits_gets_smaller_batches(bridge: FakeBridge, client: Client) -> None:
+    bridge.tokens_per_request = 100
     async with client.write(*KEY) as writer:
-        bridge.produce_faults.append(Fault(hang=True, after_storing=stored))
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(writer.text("a"), 0.1)
-        await writer.text("b")
-        assert writer.last_sequence == 2
-    assert bridge.log.text == "ab"
+        await writer.write(*"abcdefgh" * 100)
+    assert bridge.log.text == "abcdefgh" * 100
+    assert finish_reason(bridge) is FinishReason.STOP
+    assert len(bridge.produced) < 30
 
 
 async def test_concurrent_calls_keep_their_order(bridge: FakeBridge, client: Client) -> None:
     bridge.produce_faults.extend([DOWN, LOST_REPLY, DOWN])
-    async with client.write(*KEY) as writer, asyncio.TaskGroup() as tasks:
+    async with client.write(*KEY, max_unsent_tokens=2) as writer, asyncio.TaskGroup() as tasks:
         for letter in "abcdefgh":
             tasks.create_task(writer.text(letter))
     assert bridge.log.text == "abcdefgh"
-
-
-async def test_cancelled_concurrent_calls_lose_nothing(bridge: FakeBridge, client: Client) -> None:
-    async with client.write(*KEY) as writer:
-        bridge.produce_faults.append(Fault(hang=True))
-        calls = [asyncio.create_task(writer.text(letter)) for letter in "abc"]
-        await bridge.until(lambda: len(bridge.produced) == 1)
-        for call in calls:
-            call.cancel()
-        await asyncio.wait(calls)
-        assert all(call.cancelled() for call in calls)
-    assert bridge.log.text == "abc"
 
 
 async def test_a_cancelled_stream_stops_the_generation(bridge: FakeBridge, client: Client) -> None:
     with pytest.raises(StreamCompleted) as caught:
         async with client.write(*KEY) as writer:
             await writer.text("a")
+            await writer.flush()
             await client.cancel(*KEY, reason="enough")
             await writer.text("b")
+            await asyncio.wait_for(writer.stopped.wait(), 5)
+            await writer.text("c")
     assert (caught.value.finish_reason, caught.value.sealer) == (FinishReason.CANCELLED, Sealer.CANCEL)
     assert bridge.log.text == "a"
     assert not writer.completed
@@ -247,6 +240,7 @@ async def test_another_producer_stops_the_generation(bridge: FakeBridge, client:
     with pytest.raises(ProducerFenced) as caught:
         async with client.write(*KEY) as old:
             await old.text("a")
+            await old.flush()
             request = bridge_service_pb2.ProduceRequest(
                 stream=bridge.produced[0].stream, tokens=[Token(text="b")], first_sequence=2, producer_epoch=5
             )
@@ -256,22 +250,23 @@ async def test_another_producer_stops_the_generation(bridge: FakeBridge, client:
     assert (bridge.log.text, bridge.log.completion) == ("ab", None)
 
 
-async def test_a_deleted_stream_is_not_begun_anew(bridge: FakeBridge, client: Client) -> None:
-    with pytest.raises(SequenceGap) as caught:
-        async with client.write(*KEY) as writer:
-            await writer.text("a")
-            await client.streams.delete(*KEY)
-            await writer.text("b")
-    assert (caught.value.expected, caught.value.received) == (1, 2)
-    assert KEY not in bridge.logs
-
-
 async def test_a_conflict_is_final(bridge: FakeBridge, client: Client) -> None:
     with pytest.raises(SequenceConflict):
         async with client.write(*KEY) as writer:
             bridge.produce_faults.append(Fault("SEQUENCE_CONFLICT", metadata={"sequence": "1"}))
             await writer.text("a")
     assert len(bridge.produced) == 1
+
+
+async def test_a_stream_of_somebody_else_is_left_alone(bridge: FakeBridge, client: Client) -> None:
+    async with client.write(*KEY) as first:
+        await first.text("a")
+        await first.flush()
+        with pytest.raises(SequenceGap) as caught:
+            async with client.write(*KEY, producer_epoch=1) as second:
+                await second.text("b")
+        assert (caught.value.expected, caught.value.received) == (2, 1)
+    assert (bridge.log.text, finish_reason(bridge)) == ("a", FinishReason.STOP)
 
 
 async def test_an_answer_about_other_records_is_noticed() -> None:
@@ -287,3 +282,4 @@ async def test_an_answer_about_other_records_is_noticed() -> None:
         with pytest.raises(ProtocolViolation, match="2 instead of 1"):
             async with client.write(*KEY) as writer:
                 await writer.text("a")
+                await writer.flush()

@@ -54,11 +54,13 @@ async def test_an_explicit_end_is_the_end(bridge: FakeBridge, client: Client) ->
             await writer.text("b")
         with pytest.raises(RuntimeError, match="complete"):
             await writer.complete()
+        await writer.flush()
+        assert writer.completed
     completion = bridge.log.completion
     assert completion is not None
     assert finish_reason(bridge) is FinishReason.LENGTH
     assert (completion.usage.total_tokens, dict(completion.attributes)) == (3, {"k": "v"})
-    assert len(bridge.produced) == 2
+    assert [request.HasField("completion") for request in bridge.produced] == [False, True]
 
 
 async def test_a_completion_travels_with_the_last_tokens(bridge: FakeBridge, client: Client) -> None:
@@ -79,12 +81,15 @@ async def test_giving_up_is_final_and_told(bridge: FakeBridge) -> None:
         with pytest.raises(Unavailable) as caught:
             async with client.write(*KEY, close_timeout=0.2) as writer:
                 await writer.text("a")
+                await writer.flush()
                 await bridge.stop()
+                await writer.text("b")
                 with pytest.raises(Unavailable) as first:
-                    await writer.text("b")
+                    await writer.flush()
                 assert first.value.attempts > 1
                 assert first.value.outcome_unknown
-                await writer.text("b")
+                assert writer.stopped.is_set()
+                await writer.text("c")
         assert clock() - began < 6
     assert caught.value is first.value
     assert any("the end of" in note for note in caught.value.__notes__)
@@ -100,6 +105,7 @@ async def test_a_wait_beyond_the_deadline_is_not_begun(bridge: FakeBridge) -> No
         with pytest.raises(Unavailable) as caught:
             async with client.write(*KEY) as writer:
                 await writer.text("a")
+                await writer.flush()
     assert (caught.value.attempts, caught.value.retry_delay) == (1, 60)
     # The end, and with it what was written, is tried once more.
     assert (bridge.log.text, finish_reason(bridge)) == ("a", FinishReason.ERROR)
@@ -108,19 +114,30 @@ async def test_a_wait_beyond_the_deadline_is_not_begun(bridge: FakeBridge) -> No
 async def test_after_giving_up_a_clean_exit_tries_again(bridge: FakeBridge) -> None:
     async with Client(bridge.address, retry=IMPATIENT) as client, client.write(*KEY) as writer:
         bridge.produce_faults.append(Fault("REDIS_UNAVAILABLE", retry_delay=60))
+        await writer.text("a")
         with pytest.raises(Unavailable):
-            await writer.text("a")
+            await writer.flush()
         with pytest.raises(Unavailable):
             await writer.complete(FinishReason.LENGTH)
     assert bridge.log.text == "a"
     assert finish_reason(bridge) is FinishReason.STOP
 
 
+async def test_a_clean_exit_tries_again_also_when_nobody_was_told(bridge: FakeBridge) -> None:
+    async with Client(bridge.address, retry=IMPATIENT) as client, client.write(*KEY) as writer:
+        bridge.produce_faults.append(Fault("REDIS_UNAVAILABLE", retry_delay=60))
+        await writer.write("a", "b")
+        await writer.stopped.wait()
+    assert writer.completed
+    assert (bridge.log.text, finish_reason(bridge)) == ("ab", FinishReason.STOP)
+
+
 async def test_a_caller_that_was_told_may_leave_in_peace(bridge: FakeBridge, client: Client) -> None:
     async with client.write(*KEY) as writer:
         bridge.seal(token_pb2.FINISH_REASON_CANCELLED)
+        await writer.text("a")
         with pytest.raises(StreamCompleted):
-            await writer.text("a")
+            await writer.flush()
         with pytest.raises(StreamCompleted):
             await writer.text("b")
     assert len(bridge.produced) == 1
@@ -130,6 +147,7 @@ async def test_an_end_that_could_not_be_stored_is_told(bridge: FakeBridge, clien
     with pytest.raises(StreamCompleted):
         async with client.write(*KEY) as writer:
             await writer.text("a")
+            await writer.flush()
             bridge.seal(token_pb2.FINISH_REASON_CANCELLED)
 
 
@@ -137,6 +155,7 @@ async def test_an_exception_becomes_the_end(bridge: FakeBridge, client: Client) 
     with pytest.raises(ZeroDivisionError):
         async with client.write(*KEY) as writer:
             await writer.text("a")
+            await writer.flush()
             bridge.produce_faults.append(DOWN)
             raise ZeroDivisionError("by 0" + "é" * 2000)
     completion = bridge.log.completion
@@ -151,6 +170,7 @@ async def test_an_exception_goes_on_when_the_end_can_not_be_stored(bridge: FakeB
         with pytest.raises(ZeroDivisionError) as caught:
             async with client.write(*KEY) as writer:
                 await writer.text("a")
+                await writer.flush()
                 await bridge.stop()
                 raise ZeroDivisionError
     assert "Unavailable" in caught.value.__notes__[0]
@@ -223,6 +243,7 @@ async def test_cancelled_while_completing_the_good_end_is_stored(
     async def run() -> None:
         async with client.write(*KEY) as writer:
             await writer.text("a")
+            await writer.flush()
             bridge.produce_faults.append(Fault(hang=True, after_storing=stored))
 
     task = asyncio.create_task(run())

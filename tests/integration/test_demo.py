@@ -14,7 +14,7 @@ from rich.console import Console
 from llmbridge.cli import openai_source
 from llmbridge.cli.demo import FAILED, INTERRUPTED, NOT_RUN, PASSED, DemoOptions, run_demo
 from llmbridge.cli.model_server import ModelServerError, find_model
-from llmbridge.client.openai_tokens import openai_records
+from llmbridge.client.adapters import openai_records
 from llmbridge.server.embedded_redis import EmbeddedRedisError, find_redis_server
 from llmbridge.v1.token_pb2 import Completion, Token
 from tests.support.processes import ended

@@ -14,7 +14,7 @@ import pytest
 from llmbridge.cli import model_server
 from llmbridge.cli.child import ChildError
 from llmbridge.cli.model_server import ModelServerError, find_model, running_model_server
-from llmbridge.client.openai_tokens import openai_records
+from llmbridge.client.adapters import openai_records
 from llmbridge.v1 import token_pb2
 from tests.support.processes import ended
 

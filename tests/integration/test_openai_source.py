@@ -1,11 +1,9 @@
 """Piping an OpenAI-compatible endpoint's answer: over real HTTP, from a server that says what the test wants."""
 
-import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from llmbridge.cli.openai_source import Endpoint, ModelEndpointError, Question, find_model_name, pipe_answer
 from llmbridge.client import FinishReason
 from llmbridge.v1.token_pb2 import FINISH_REASON_STOP, Token, Usage
-from tests.support.tcp_server import tcp_server
+from tests.support.model_endpoint import STREAM, ModelEndpoint, document, model_endpoint, piece
 
 pytest.importorskip("openai", reason="the extra 'openai' is not installed")
 
@@ -24,48 +22,10 @@ def chunk(text: str = "", finish_reason: str | None = None) -> bytes:
     return f"data: {json.dumps(event)}\n\n".encode()
 
 
-STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-def piece(data: bytes) -> bytes:
-    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
-
-
-def document(status: str, body: object) -> bytes:
-    text = json.dumps(body).encode()
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n"
-    return head.encode() + text
-
-
-@dataclass
-class ModelEndpoint:
-    """Answers each request with `answer`, in order; None breaks the connection off, with the answer half said."""
-
-    answer: list[bytes | None]
-    asked: list[Any] = field(default_factory=list)
-    abandoned: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(
-            (line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")), "0"
-        )
-        self.asked.append(json.loads(await reader.readexactly(int(length)) or b"null"))
-        for part in self.answer:
-            if part is None:
-                writer.transport.abort()
-                return
-            writer.write(part)
-        # The asker's end of the connection ends when it wants no more.
-        await reader.read()
-        self.abandoned.set()
-
-
 @asynccontextmanager
 async def endpoint(*answer: bytes | None) -> AsyncIterator[tuple[ModelEndpoint, Endpoint]]:
-    model = ModelEndpoint(list(answer))
-    async with asyncio.timeout(20), tcp_server(model.serve) as port:
-        yield model, Endpoint(f"http://127.0.0.1:{port}/v1")
+    async with model_endpoint(*answer) as model:
+        yield model, Endpoint(f"{model.url}/v1")
 
 
 class Sink:
@@ -142,12 +102,23 @@ async def test_the_endpoint_learns_when_the_sink_takes_no_more() -> None:
     assert sink.ends == []
 
 
-async def test_a_connection_lost_in_the_middle_is_told_and_ends_nothing() -> None:
+async def test_a_connection_lost_in_the_middle_is_told_to_the_caller_and_to_readers() -> None:
     async with endpoint(STREAM, piece(chunk("a")), None) as (_, address):
         sink = Sink()
         with pytest.raises(ModelEndpointError, match=r"^the connection to http://127.0.0.1:\d+/v1 failed: .+"):
             await pipe_answer(address, Question("tiny", "hello?"), sink)
-    assert sink.ends == []
+    assert sink.texts == ["a"]
+    [(reason, message, _)] = sink.ends
+    assert reason is FinishReason.ERROR
+    assert message.startswith("the connection to http://127.0.0.1:")
+
+
+async def test_several_choices_are_told() -> None:
+    several = json.loads(chunk("a").removeprefix(b"data: "))
+    several["choices"] *= 2
+    async with endpoint(STREAM, piece(f"data: {json.dumps(several)}\n\n".encode())) as (_, address):
+        with pytest.raises(ModelEndpointError, match="several choices"):
+            await pipe_answer(address, Question("tiny", "hello?"), Sink())
 
 
 async def test_a_refusal_is_told_with_its_status_in_one_line() -> None:

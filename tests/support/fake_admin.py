@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 from llmbridge.v1 import stream_admin_service_pb2 as admin_pb2
-from llmbridge.v1 import stream_pb2
+from llmbridge.v1 import stream_pb2, token_pb2
 from llmbridge.v1.stream_admin_service_pb2_grpc import StreamAdminServiceServicer
 from tests.support.fake_log import Key, Logs, key_of
 from tests.support.faults import Context, Fault, fail, maybe_fail
@@ -73,4 +73,7 @@ class FakeAdmin(StreamAdminServiceServicer):
             state=stream_pb2.STREAM_STATE_OPEN if log.completion is None else stream_pb2.STREAM_STATE_SEALED,
             first_sequence=log.first,
             last_sequence=log.last,
+            producer_epoch=log.producer[0] if log.producer else 0,
+            finish_reason=log.completion.finish_reason if log.completion else token_pb2.FINISH_REASON_UNSPECIFIED,
+            sealer=log.sealer,
         )

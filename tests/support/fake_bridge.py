@@ -8,7 +8,7 @@ takes the next of its method's faults; without one it serves.
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Self
 
@@ -24,7 +24,7 @@ from llmbridge.v1.stream_admin_service_pb2_grpc import add_StreamAdminServiceSer
 from tests.support.fake_admin import FakeAdmin
 from tests.support.fake_connections import FakeConnections
 from tests.support.fake_groups import FakeGroups
-from tests.support.fake_log import Key, Log, Logs, completed, key_of
+from tests.support.fake_log import Key, Log, Logs, completed, fenced, key_of
 from tests.support.faults import Context, Fault, fail, maybe_fail
 from tests.support.tasks import no_tasks_left
 
@@ -45,6 +45,8 @@ class FakeBridge(BridgeServiceServicer):
         self.heartbeat = heartbeat
         self.lost_ms = lost_ms
         self.largest_message = 8
+        self.tokens_per_request = 1_024
+        self.token_bytes = 65_536
         self.linger = 0.0
         """How long, in seconds, the end of a Subscribe call comes after the completion."""
         self.logs = Logs()
@@ -57,9 +59,13 @@ class FakeBridge(BridgeServiceServicer):
         self.cancel_faults: deque[Fault] = deque()
         self.keep_alive_faults: deque[Fault] = deque()
         self.alter_response: Callable[[bridge_pb2.SubscribeResponse], None] = lambda response: None
+        self.before_produce: Callable[[], Awaitable[None]] = _nothing
+        """Carried out when a Produce call has come, before it is served."""
         self.produced: list[bridge_pb2.ProduceRequest] = []
         self.subscribed: list[bridge_pb2.SubscribeRequest] = []
         self.kept_alive: list[bridge_pb2.KeepAliveRequest] = []
+        self.deadlines: list[float | None] = []
+        """How many seconds each Subscribe call was given."""
         self.readers = 0
         self.endings: list[str] = []
         """How each Subscribe call ended: `served` to its end, `failed`, or `cancelled` by the client."""
@@ -130,16 +136,30 @@ class FakeBridge(BridgeServiceServicer):
         log.sealer = sealer
         self.notify()
 
+    def lose_tail(self, keep: int, key: Key = KEY) -> None:
+        """Go back to the first `keep` records, as a failover to a replica that lags does."""
+        self.logs.lose_tail(key, keep)
+        self.notify()
+
     async def Produce(self, request: bridge_pb2.ProduceRequest, context: Context) -> bridge_pb2.ProduceResponse:
         self.produced.append(request)
         self.notify()
+        await self.before_produce()
         async with maybe_fail(self.produce_faults, context):
-            refusal = self.logs.append(request)
+            refusal = self._check_limits(request) or self.logs.append(request)
             if refusal is not None:
                 await fail(context, refusal)
             self.notify()
         last = request.first_sequence + len(request.tokens) + request.HasField("completion") - 1
         return bridge_pb2.ProduceResponse(cursor=self.logs[key_of(request.stream)].cursor(last), last_sequence=last)
+
+    def _check_limits(self, request: bridge_pb2.ProduceRequest) -> Fault | None:
+        exceeded = (
+            len(request.tokens) > self.tokens_per_request
+            or request.ByteSize() > 262_144
+            or any(token.ByteSize() > self.token_bytes for token in request.tokens)
+        )
+        return Fault("LIMIT_EXCEEDED") if exceeded else None
 
     async def Cancel(self, request: bridge_pb2.CancelRequest, context: Context) -> bridge_pb2.CancelResponse:
         key = key_of(request.stream)
@@ -167,12 +187,15 @@ class FakeBridge(BridgeServiceServicer):
                 await fail(context, Fault("STREAM_NOT_FOUND"))
             if log.completion is not None:
                 await fail(context, completed(log))
+            if not log.admits(request.producer_epoch, request.producer_id):
+                await fail(context, fenced(log))
         return bridge_pb2.KeepAliveResponse(producer_lost_ms=self.lost_ms)
 
     async def Subscribe(
         self, request: bridge_pb2.SubscribeRequest, context: Context
     ) -> AsyncIterator[bridge_pb2.SubscribeResponse]:
         self.subscribed.append(request)
+        self.deadlines.append(context.time_remaining())
         fault = self.subscribe_faults.popleft() if self.subscribe_faults else None
         await context.send_initial_metadata(())
         self.readers += 1
@@ -204,6 +227,8 @@ class FakeBridge(BridgeServiceServicer):
             log = self.logs.get(key)
             if log is None and position:
                 await fail(context, Fault("EXPIRED", metadata={"earliest_cursor": ""}))
+            if log is not None and log.last < position:
+                await fail(context, Fault("LOST", metadata={"earliest_cursor": log.cursor(log.first - 1)}))
             if log is None or log.last <= position:
                 if log is not None and log.completion is not None:
                     await asyncio.sleep(self.linger)
@@ -242,6 +267,10 @@ class FakeBridge(BridgeServiceServicer):
         if position + 1 < log.first:
             await fail(context, Fault("TRIMMED", metadata=earliest))
         return position
+
+
+async def _nothing() -> None:
+    pass
 
 
 @asynccontextmanager

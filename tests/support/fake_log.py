@@ -14,7 +14,8 @@ class Log:
     incarnation: int
     tokens: list[token_pb2.Token] = field(default_factory=list)
     completion: token_pb2.Completion | None = None
-    producer: tuple[int, str] | None = None
+    producers: list[tuple[int, str]] = field(default_factory=list)
+    """Who appended each record; empty as long as all were put there without a call."""
     sealer: stream_pb2.Sealer.ValueType = stream_pb2.SEALER_UNSPECIFIED
     first: int = 1
 
@@ -23,11 +24,19 @@ class Log:
         return len(self.tokens) + (self.completion is not None)
 
     @property
+    def producer(self) -> tuple[int, str] | None:
+        return self.producers[-1] if self.producers else None
+
+    @property
     def text(self) -> str:
         return "".join(token.text for token in self.tokens)
 
     def cursor(self, sequence: int) -> str:
         return f"{self.incarnation}-{sequence}"
+
+    def admits(self, epoch: int, producer_id: str) -> bool:
+        """Whether this producer was not fenced off by another."""
+        return self.producer is None or self.producer == (epoch, producer_id) or epoch > self.producer[0]
 
     def repeats(self, request: bridge_pb2.ProduceRequest) -> bool:
         """Whether a sealed log takes the request for a repetition."""
@@ -50,6 +59,11 @@ def completed(log: Log) -> Fault:
         "sealer": stream_pb2.Sealer.Name(log.sealer),
     }
     return Fault("COMPLETED", metadata=metadata)
+
+
+def fenced(log: Log) -> Fault:
+    assert log.producer is not None
+    return Fault("FENCED", metadata={"epoch": str(log.producer[0])})
 
 
 def gap(expected: int, received: int) -> Fault:
@@ -80,8 +94,8 @@ class Logs(dict[Key, Log]):
         log = self.get_or_create(key)
         if log.completion is not None and not log.repeats(request):
             return completed(log)
-        if log.producer is not None and log.producer != producer and producer[0] <= log.producer[0]:
-            return Fault("FENCED", metadata={"epoch": str(log.producer[0])})
+        if not log.admits(*producer):
+            return fenced(log)
         if first > log.last + 1 or (first <= log.last and log.producer != producer):
             return gap(log.last + 1, first)
         for number, token in enumerate(request.tokens, start=first):
@@ -91,5 +105,17 @@ class Logs(dict[Key, Log]):
                 return Fault("SEQUENCE_CONFLICT", metadata={"sequence": str(number)})
         if request.HasField("completion") and log.completion is None:
             log.completion, log.sealer = request.completion, stream_pb2.SEALER_PRODUCER
-        log.producer = producer
+        log.producers += [producer] * (log.last - len(log.producers))
         return None
+
+    def lose_tail(self, key: Key, keep: int) -> None:
+        """Go back to the first `keep` records, as a failover to a replica that lags does."""
+        log = self.get(key)
+        if log is None or log.last <= keep:
+            return
+        if keep == 0:
+            del self[key]
+            return
+        del log.tokens[keep:]
+        del log.producers[keep:]
+        log.completion, log.sealer = None, stream_pb2.SEALER_UNSPECIFIED

@@ -14,6 +14,8 @@ from llmbridge.client import (
     ClientError,
     Completion,
     ConnectionNotFound,
+    DataLost,
+    DeadlineExceeded,
     Disconnected,
     FinishReason,
     GroupNotFound,
@@ -65,6 +67,8 @@ CASES = [
     ),
     (SequenceConflict("conflict"), ExitCode.REFUSED, "conflict"),
     (HistoryLost("trimmed"), ExitCode.HISTORY_LOST, "trimmed"),
+    (DataLost("lost from 3 on"), ExitCode.HISTORY_LOST, "lost from 3 on"),
+    (DeadlineExceeded("not within 5 s"), ExitCode.UNAVAILABLE, "not within 5 s"),
     (
         BridgeFailure("NOT_FOUND", code=grpc.StatusCode.NOT_FOUND),
         ExitCode.NOT_FOUND,

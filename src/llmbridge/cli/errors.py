@@ -10,7 +10,7 @@ The one place that turns the client's errors into either. Exit codes of all comm
     5    there is no such stream, group or connection (or, for health, no such service)
     6    the stream, the group, an operator or a limit of the bridge does not allow it: it exists, has its end, has
          another producer or other settings
-    7    history is lost: records that were asked for are gone
+    7    history is lost: records that were asked for, or stored, are gone
     8    the response ended with an error
     9    the response was cancelled
     130  ended by Ctrl-C; 143 by SIGTERM; 141 because nobody reads standard output any more
@@ -29,6 +29,8 @@ from llmbridge.cli.openai_source import ModelEndpointError
 from llmbridge.client import (
     ClientError,
     ConnectionNotFound,
+    DataLost,
+    DeadlineExceeded,
     Disconnected,
     FinishReason,
     GroupNotFound,
@@ -129,11 +131,13 @@ def explain(error: ClientError, address: str) -> tuple[ExitCode, str]:
             return ExitCode.UNAVAILABLE, f"no answer from a bridge at {address} ({error}); is it running there?"
         case Unavailable():
             return ExitCode.UNAVAILABLE, f"the bridge at {address} can't serve at present: {error}"
+        case DeadlineExceeded():
+            return ExitCode.UNAVAILABLE, str(error)
         case InvalidRequest():
             return ExitCode.USAGE, str(error)
         case StreamNotFound() | GroupNotFound() | ConnectionNotFound():
             return ExitCode.NOT_FOUND, str(error)
-        case HistoryLost():
+        case HistoryLost() | DataLost():
             return ExitCode.HISTORY_LOST, str(error)
         case StreamCompleted():
             return _explain_completed(error)

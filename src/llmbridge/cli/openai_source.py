@@ -6,26 +6,25 @@ the endpoint.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from llmbridge.client.openai_tokens import openai_records
-from llmbridge.client.values import FinishReason
-from llmbridge.v1.token_pb2 import Completion, Token, Usage
+from llmbridge.client.adapters import Records, RecordWriter, SourceError, openai_records, pipe
+from llmbridge.v1.token_pb2 import Completion, Token
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionChunk
 
-__all__ = ["AnswerSink", "Endpoint", "ModelEndpointError", "Question", "find_model_name", "load_openai", "pipe_answer"]
+__all__ = ["Endpoint", "ModelEndpointError", "Question", "find_model_name", "load_openai", "pipe_answer"]
 
 _MODELS_NAMED = 8
 _NOT_INSTALLED = "the package 'openai' is not installed; run: pip install 'llmbridge[openai]'"
 
 
-class ModelEndpointError(Exception):
+class ModelEndpointError(SourceError):
     """The endpoint can't be used or failed. The message is one line for people."""
 
 
@@ -46,23 +45,6 @@ class Question:
     temperature: float | None = None
     max_tokens: int | None = None
     seed: int | None = None
-
-
-class AnswerSink(Protocol):
-    """Where an answer goes: a client's Writer, or what stands in for one."""
-
-    async def write(self, token: Token, /) -> None:
-        """Take a token; see Writer.write."""
-
-    async def complete(
-        self,
-        finish_reason: FinishReason,
-        *,
-        error_message: str,
-        usage: Usage | None,
-        attributes: Mapping[str, str] | None,
-    ) -> None:
-        """Take the end; see Writer.complete."""
 
 
 def load_openai() -> None:
@@ -90,7 +72,7 @@ async def find_model_name(endpoint: Endpoint) -> str:
 async def pipe_answer(
     endpoint: Endpoint,
     question: Question,
-    sink: AnswerSink,
+    sink: RecordWriter,
     *,
     on_ask: Callable[[], None] = lambda: None,
     on_chunk: Callable[[ChatCompletionChunk], None] = lambda _: None,
@@ -101,31 +83,30 @@ async def pipe_answer(
     `on_ask` is called when the question is about to be sent; `on_chunk` is told each piece as the endpoint sent it and
     `on_token` each token, both before it is written. When the bridge says that the stream is over (a reader stopped it,
     say), the connection to the endpoint is closed, at which it stops generating, and the sink's error is raised. Raises
-    ModelEndpointError when the endpoint fails; leaving the writer's block with it gives the stream its end.
+    ModelEndpointError when the endpoint fails, after completing the stream with an error that says the same.
     """
-    async with _answer(endpoint, question, on_ask) as chunks:
-        records = openai_records(
-            _told(chunks, on_chunk), temperature=question.temperature, max_tokens=question.max_tokens
-        )
-        async for record in records:
-            if isinstance(record, Completion):
-                await _complete(sink, record)
-                return record
-            on_token(record)
-            await sink.write(record)
-    raise AssertionError("openai_records ends with a completion")
+    chunks = _answer(endpoint, question, on_ask, on_chunk)
+    records = openai_records(chunks, temperature=question.temperature, max_tokens=question.max_tokens)
+    try:
+        return await pipe(_told(records, on_token), sink)
+    except ModelEndpointError:
+        raise
+    except SourceError as error:
+        raise ModelEndpointError(str(error)) from error
 
 
-@asynccontextmanager
 async def _answer(
-    endpoint: Endpoint, question: Question, on_ask: Callable[[], None]
-) -> AsyncIterator[AsyncIterator[ChatCompletionChunk]]:
+    endpoint: Endpoint,
+    question: Question,
+    on_ask: Callable[[], None],
+    on_chunk: Callable[[ChatCompletionChunk], None],
+) -> AsyncGenerator[ChatCompletionChunk, None]:
     load_openai()
     from openai import omit
 
-    async with _client(endpoint) as client:
-        on_ask()
-        with _explaining(endpoint):
+    with _explaining(endpoint):
+        async with _client(endpoint) as client:
+            on_ask()
             stream = await client.chat.completions.create(
                 model=question.model,
                 messages=[{"role": "user", "content": question.prompt}],
@@ -135,33 +116,18 @@ async def _answer(
                 max_tokens=omit if question.max_tokens is None else question.max_tokens,
                 seed=omit if question.seed is None else question.seed,
             )
-        async with stream:
-            yield _explained(endpoint, aiter(stream))
+            async with stream:
+                async for chunk in stream:
+                    on_chunk(chunk)
+                    yield chunk
 
 
-async def _explained(
-    endpoint: Endpoint, chunks: AsyncIterator[ChatCompletionChunk]
-) -> AsyncIterator[ChatCompletionChunk]:
-    with _explaining(endpoint):
-        async for chunk in chunks:
-            yield chunk
-
-
-async def _told(
-    chunks: AsyncIterator[ChatCompletionChunk], on_chunk: Callable[[ChatCompletionChunk], None]
-) -> AsyncIterator[ChatCompletionChunk]:
-    async for chunk in chunks:
-        on_chunk(chunk)
-        yield chunk
-
-
-async def _complete(sink: AnswerSink, completion: Completion) -> None:
-    await sink.complete(
-        FinishReason(completion.finish_reason),
-        error_message=completion.error_message,
-        usage=completion.usage if completion.HasField("usage") else None,
-        attributes=completion.attributes,
-    )
+async def _told(records: Records, on_token: Callable[[Token], None]) -> AsyncGenerator[Token | Completion, None]:
+    async with aclosing(records) as told:
+        async for record in told:
+            if isinstance(record, Token):
+                on_token(record)
+            yield record
 
 
 def _client(endpoint: Endpoint) -> AsyncOpenAI:

@@ -36,6 +36,7 @@ from llmbridge.client import (
     Client,
     Completion,
     FinishReason,
+    HistoryLost,
     LimitExceeded,
     Position,
     ProducerFenced,
@@ -107,8 +108,8 @@ def produce(
     stream. Ctrl-C ends the stream as cancelled. A summary with the last record's cursor goes to standard error.
 
     Exit codes: 0 done, 3 the endpoint or the input failed, 4 no answer from the bridge, 6 the stream has its end
-    already or another producer, 7 it was deleted meanwhile, 8 the model ended with an error, 9 the stream was
-    cancelled, 130 Ctrl-C.
+    already or another producer, 7 Redis has lost too much of it to store that again, 8 the model ended with an error, 9
+    the stream was cancelled, 130 Ctrl-C.
     """
     url = openai_base_url or os.environ.get("OPENAI_BASE_URL", "")
     if prompt is None and openai_base_url:
@@ -146,7 +147,7 @@ async def _run(job: _Job, address: str) -> ExitCode:
 
 
 class _Output:
-    """The writer, with what this command wants to know of it. An AnswerSink."""
+    """The writer, with what this command wants to know of it. A RecordWriter."""
 
     def __init__(self, writer: Writer) -> None:
         self.tokens = 0
@@ -166,17 +167,24 @@ class _Output:
         usage: Usage | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> None:
+        """Returns when the end is stored, and with it everything before."""
         self.completing = True
         await self._writer.complete(finish_reason, error_message=error_message, usage=usage, attributes=attributes)
+        await self._writer.flush()
+
+    async def until_stopped(self) -> None:
+        """Waits until nothing more can be written; what the reason is, the next call raises."""
+        await self._writer.stopped.wait()
 
 
 async def _until_ended(job: _Job, client: Client, output: _Output) -> tuple[ExitCode, FinishReason]:
-    """Pipes until the source has ended, somebody else has ended the stream, or a signal came."""
+    """Pipes until the source or somebody else has ended the stream, the writer can't go on, or a signal came."""
     with _signals() as stop:
         piping = asyncio.create_task(_pipe(job, output), name="pipe")
         elsewhere = asyncio.create_task(_ended_elsewhere(client, job.stream), name="watch for another end")
         signalled = asyncio.create_task(stop.wait(), name="watch for signals")
-        tasks: tuple[asyncio.Task[Any], ...] = (piping, elsewhere, signalled)
+        stopped = asyncio.create_task(output.until_stopped(), name="watch for failures")
+        tasks: tuple[asyncio.Task[Any], ...] = (piping, elsewhere, signalled, stopped)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if output.completing:
@@ -206,20 +214,20 @@ async def _pipe(job: _Job, output: _Output) -> Completion:
 
 
 async def _ended_elsewhere(client: Client, stream: StreamName) -> Completion:
-    """Waits for the stream's end. Without this a producer would learn of it only with its next token.
-
-    Raises HistoryLost when the stream is deleted.
-    """
-    async with client.subscribe(stream, position=Position.LATEST) as messages:
-        try:
-            async for message in messages:
-                if message.completion is not None:
-                    return message.completion
-        except (Unavailable, LimitExceeded):
-            # Then the next token has to do: what stands in the way of it, the writer tells.
-            pass
-    never: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-    return await never
+    """Waits for the stream's end. Without this a producer would learn of it some seconds later, and not why."""
+    while True:
+        async with client.subscribe(stream, position=Position.LATEST) as messages:
+            try:
+                async for message in messages:
+                    if message.completion is not None:
+                        return message.completion
+            except HistoryLost:
+                # The writer stores again what was lost or deleted; or it can't, and tells.
+                continue
+            except (Unavailable, LimitExceeded):
+                # Then the writer has to do, which also tells what stands in its way.
+                never: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+                return await never
 
 
 async def _complete_as_cancelled(output: _Output, end: Completion | None) -> None:

@@ -6,9 +6,11 @@
         async for piece in client.subscribe("session", "model", "response").texts():
             print(piece, end="")
 
-Needs neither the server's code nor Redis. `errors` draws the tree of what can be raised.
+`llmbridge.client.sync` is the same for programs without an event loop. Needs neither the server's code nor Redis.
+`errors` draws the tree of what can be raised.
 """
 
+from llmbridge.client.adapters import SourceError, pipe
 from llmbridge.client.admin import StreamAdmin
 from llmbridge.client.client import Client
 from llmbridge.client.connection_admin import ConnectionAdmin
@@ -17,6 +19,8 @@ from llmbridge.client.errors import (
     ClientClosed,
     ClientError,
     ConnectionNotFound,
+    DataLost,
+    DeadlineExceeded,
     Disconnected,
     GenerationOver,
     GroupNotFound,
@@ -35,11 +39,13 @@ from llmbridge.client.errors import (
     Unavailable,
 )
 from llmbridge.client.groups import GroupAdmin, GroupName
-from llmbridge.client.reader import Subscription, TextPieces
+from llmbridge.client.pieces import Pieces
+from llmbridge.client.reader import Subscription, SubscriptionOptions
 from llmbridge.client.retry import RetryPolicy
+from llmbridge.client.takeover import Takeover
 from llmbridge.client.values import FinishReason, Message, Position, Sealer
 from llmbridge.client.watch import StreamEvent, Watch
-from llmbridge.client.writer import Writer
+from llmbridge.client.writer import Writer, WriterOptions
 from llmbridge.model.names import StreamName
 from llmbridge.v1.token_pb2 import Completion, Generation, Role, Token, ToolCall, Usage
 
@@ -51,6 +57,8 @@ __all__ = [
     "Completion",
     "ConnectionAdmin",
     "ConnectionNotFound",
+    "DataLost",
+    "DeadlineExceeded",
     "Disconnected",
     "FinishReason",
     "Generation",
@@ -63,6 +71,7 @@ __all__ = [
     "InvalidRequest",
     "LimitExceeded",
     "Message",
+    "Pieces",
     "Position",
     "ProducerFenced",
     "ProtocolViolation",
@@ -72,6 +81,7 @@ __all__ = [
     "Sealer",
     "SequenceConflict",
     "SequenceGap",
+    "SourceError",
     "StreamAdmin",
     "StreamCompleted",
     "StreamEvent",
@@ -79,11 +89,14 @@ __all__ = [
     "StreamName",
     "StreamNotFound",
     "Subscription",
-    "TextPieces",
+    "SubscriptionOptions",
+    "Takeover",
     "Token",
     "ToolCall",
     "Unavailable",
     "Usage",
     "Watch",
     "Writer",
+    "WriterOptions",
+    "pipe",
 ]

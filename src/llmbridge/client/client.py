@@ -4,27 +4,34 @@ Wires the parts together; what they promise is told in their own modules.
 """
 
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from grpc_health.v1 import health_pb2
 
+from llmbridge.client.adapters import Source, pipe, records_of
 from llmbridge.client.admin import StreamAdmin
 from llmbridge.client.connection import Connection
 from llmbridge.client.connection_admin import ConnectionAdmin
 from llmbridge.client.groups import GroupAdmin
-from llmbridge.client.reader import Subscription
+from llmbridge.client.reader import Subscription, SubscriptionOptions
 from llmbridge.client.retry import RetryPolicy
+from llmbridge.client.takeover import Takeover, take_over
 from llmbridge.client.values import Position, stream_name, stream_ref
 from llmbridge.client.watch import Watch
-from llmbridge.client.writer import Writer
+from llmbridge.client.writer import Writer, WriterOptions
 from llmbridge.model.names import StreamName
 from llmbridge.v1.bridge_service_pb2 import CancelRequest, CancelResponse
+from llmbridge.v1.token_pb2 import Completion
 
 _DEFAULT_RETRY = RetryPolicy()
+# Shorter than for writers in general: what generates here is known to cost, and to be stoppable.
+_PIPE_KEEP_ALIVE_INTERVAL = 0.5
 
 
 class Client:
     """A connection to the bridge, as an async context manager. Make one per process and event loop, and share it.
+
+    All its writers and readers are calls on one channel, which is kept alive: a dead peer is noticed within 9 s.
 
     `address` is `host:port`, several `ip:port` divided by commas (the first that answers is used, the next when it is
     gone), or a target in grpc's syntax. Nothing is sent before the first call. A stream is named by a StreamName or by
@@ -76,47 +83,61 @@ class Client:
         response_id: str = "",
         *,
         producer_epoch: int = 0,
-        keep_alive_interval: float | None = None,
-        close_timeout: float = 5.0,
+        **options: Unpack[WriterOptions],
     ) -> Writer:
-        """Make a writer for one response, to be used with `async with`; see Writer.
+        """Make a writer for one response, to be used with `async with`; see Writer and WriterOptions."""
+        name = stream_name(stream, model_id, response_id)
+        return Writer(self._connection, name, producer_epoch=producer_epoch, **options)
 
-        `keep_alive_interval` (seconds) is how long it may be silent before it tells the bridge that it lives; None: as
-        the bridge's setting asks. `close_timeout` (seconds) bounds storing the end when the task was cancelled.
+    async def takeover(
+        self,
+        stream: StreamName | str,
+        model_id: str = "",
+        response_id: str = "",
+        *,
+        position: Position = Position.BEGINNING,
+        **options: Unpack[WriterOptions],
+    ) -> Takeover:
+        """Go on with a dead producer's text: read what there is, and make a writer that fences it off; see Takeover.
+
+        `position` EARLIEST accepts that the beginning was trimmed away. Raises StreamNotFound; StreamCompleted if the
+        stream has its end; HistoryLost; Unavailable when the retry policy gave up.
         """
-        return Writer(
-            self._connection,
-            stream_name(stream, model_id, response_id),
-            producer_epoch=producer_epoch,
-            keep_alive_interval=keep_alive_interval,
-            close_timeout=close_timeout,
-        )
+        name = stream_name(stream, model_id, response_id)
+        return await take_over(self._connection, name, position, **options)
+
+    async def pipe(
+        self,
+        source: Source,
+        stream: StreamName | str,
+        model_id: str = "",
+        response_id: str = "",
+        *,
+        producer_epoch: int = 0,
+        **options: Unpack[WriterOptions],
+    ) -> Completion:
+        """Write the whole of an SDK's stream, or of an async iterator of strings, as one response; see `adapters.pipe`.
+
+        Returns the completion when it is stored. The source is closed, at which a model stops generating, when the
+        stream is cancelled or taken over; while the source is silent this is noticed within `keep_alive_interval`,
+        which is 0.5 s here if not given.
+        """
+        options.setdefault("keep_alive_interval", _PIPE_KEEP_ALIVE_INTERVAL)
+        async with (
+            records_of(source) as records,
+            self.write(stream, model_id, response_id, producer_epoch=producer_epoch, **options) as writer,
+        ):
+            return await pipe(records, writer)
 
     def subscribe(
         self,
         stream: StreamName | str,
         model_id: str = "",
         response_id: str = "",
-        *,
-        after_cursor: str = "",
-        position: Position | None = None,
-        retry_for: float | None = None,
-        silence_timeout: float = 45.0,
+        **options: Unpack[SubscriptionOptions],
     ) -> Subscription:
-        """Read a stream from its beginning, after a cursor, or from a position, to be used with `async for`.
-
-        `retry_for` (seconds) is how long an outage may last, None for ever; see Subscription. `silence_timeout`
-        (seconds) is how long without message or heartbeat the connection counts as alive: three of the bridge's
-        heartbeats.
-        """
-        return Subscription(
-            self._connection,
-            stream_name(stream, model_id, response_id),
-            after_cursor=after_cursor,
-            position=position,
-            retry_for=retry_for,
-            silence_timeout=silence_timeout,
-        )
+        """Read a stream, to be used with `async for`; see Subscription and SubscriptionOptions."""
+        return Subscription(self._connection, stream_name(stream, model_id, response_id), **options)
 
     def watch(
         self,

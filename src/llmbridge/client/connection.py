@@ -14,6 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from llmbridge.client.errors import ClientClosed, ClientError, Unavailable, error_from_rpc
 from llmbridge.client.retry import Backoff, RetryPolicy
+from llmbridge.v1.bridge_service_pb2 import ProduceResponse
 from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceStub
 from llmbridge.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from llmbridge.v1.group_service_pb2_grpc import GroupServiceStub
@@ -34,9 +35,12 @@ _Response = TypeVar("_Response")
 _OPTIONS = (
     # Which request may be repeated, and for how long, is decided here and not by grpc.
     ("grpc.enable_retries", 0),
-    # A dead peer is noticed within 15 s while a call is open. Without calls nothing is sent: servers take that ill.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    # A dead peer is noticed within 9 s while a call is open. The bridge takes a ping every 5 s; the rest is for timers
+    # that are early and pings that come in bunches. Without calls nothing is sent: servers take that ill.
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # Without this grpc waits a minute for the answer to a ping, whatever the line above says.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 0),
     # A reader only receives; by default grpc would stop its pings after two.
     ("grpc.http2.max_pings_without_data", 0),
@@ -48,6 +52,8 @@ _OPTIONS = (
     # The bridge's messages fit: no stored entry is larger than 3 MiB.
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
 )
+
+_PRODUCE = "/llmbridge.v1.BridgeService/Produce"
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
@@ -77,12 +83,19 @@ def _family(address: str) -> str:
 
 
 class Connection:
-    """The channel and its stubs. Belongs to the event loop it was made in; shared by all of a client's calls."""
+    """The channel and its stubs. Belongs to the event loop it was made in; shared by all of a client's calls.
+
+    One is enough for many writers and readers: calls on a channel don't wait for each other.
+    """
 
     def __init__(self, address: str, policy: RetryPolicy) -> None:
         self.policy = policy
         self._channel = grpc.aio.insecure_channel(grpc_target(address), options=_OPTIONS)
         self.bridge: BridgeServiceAsyncStub = BridgeServiceStub(self._channel)
+        self.produce: grpc.aio.UnaryUnaryMultiCallable[bytes, ProduceResponse] = self._channel.unary_unary(
+            _PRODUCE, request_serializer=None, response_deserializer=ProduceResponse.FromString
+        )
+        """BridgeService.Produce, for requests that are encoded already."""
         self.admin: StreamAdminServiceAsyncStub = StreamAdminServiceStub(self._channel)
         self.groups: GroupServiceAsyncStub = GroupServiceStub(self._channel)
         self.lifecycle: LifecycleServiceAsyncStub = LifecycleServiceStub(self._channel)

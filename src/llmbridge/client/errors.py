@@ -14,9 +14,11 @@
     ├── GenerationOver       nothing more can be appended: stop generating
     │   ├── StreamCompleted  … the stream has its end: cancelled, given up for lost, or completed before
     │   └── ProducerFenced   … another producer took over
-    ├── SequenceGap          the log lacks records before those sent: it was deleted, or lost its tail
+    ├── SequenceGap          the stream is not where the writer was told to go on from
+    ├── DataLost             the log lost more of what was stored than the writer keeps
     ├── SequenceConflict     the numbers are taken by other content
     ├── HistoryLost          records between a reader's place and the present are gone
+    ├── DeadlineExceeded     the reader's own time limit passed; also a TimeoutError
     ├── ProtocolViolation    the bridge broke a promise: a hole, a repetition, an end without a completion
     ├── ResponseFailed       the response was read to its end, and that is an error
     └── BridgeFailure        the bridge has a defect, or answers what this client doesn't know
@@ -202,7 +204,10 @@ class ProducerFenced(GenerationOver):
 
 
 class SequenceGap(ClientError):
-    """The log lacks records before those sent: the stream was deleted, or lost its tail."""
+    """The log would take another record next than the one sent: it has other records, or has lost some.
+
+    A writer deals with what it can fill again; it raises this where none of the stream's records was its own.
+    """
 
     @property
     def expected(self) -> int:
@@ -213,6 +218,18 @@ class SequenceGap(ClientError):
     def received(self) -> int:
         """The sequence that was sent."""
         return self._number("received")
+
+
+class DataLost(ClientError):
+    """The log lost records that had been stored, and the writer does not keep them any more.
+
+    The stream was completed with an error whose message begins with DATA_LOST.
+    """
+
+    @property
+    def expected(self) -> int:
+        """The sequence of the first lost record."""
+        return self._number("expected")
 
 
 class SequenceConflict(ClientError):
@@ -235,6 +252,10 @@ class HistoryLost(ClientError):
     def earliest_cursor(self) -> str:
         """Subscribing after it reads from the earliest record that is left; empty means from the beginning."""
         return self.metadata.get("earliest_cursor", "")
+
+
+class DeadlineExceeded(ClientError, TimeoutError):
+    """The time that the caller gave passed. The reader stands where it stood."""
 
 
 class ProtocolViolation(ClientError):

@@ -10,14 +10,18 @@ from llmbridge.v1.bridge_service_pb2 import KeepAliveRequest
 
 _log = logging.getLogger(__name__)
 
-# Before the bridge has told how long a producer may be silent. Short against any sensible setting of it.
-_FIRST_INTERVAL = 5.0
+# Before the bridge has told how long a producer may be silent, and at most: so long a cancelled model works in vain.
+_LONGEST_INTERVAL = 5.0
 # The contract's advice: call at a quarter of the limit, so that three calls may get lost.
 _SHARE = 4
 
 
 class KeepAlive:
-    """Calls KeepAlive after every `interval` seconds of silence; None: as often as the bridge's limit asks for."""
+    """Calls KeepAlive after every `interval` seconds of silence.
+
+    None: a quarter of the bridge's limit, and at least every 5 s, since this is also how a silent producer learns that
+    nobody wants it any more.
+    """
 
     def __init__(
         self,
@@ -39,7 +43,7 @@ class KeepAlive:
 
     async def run(self) -> None:
         """Keep the stream alive until the task is cancelled, or until the bridge says that the generation is over."""
-        interval = self._interval or _FIRST_INTERVAL
+        interval = self._interval or _LONGEST_INTERVAL
         while True:
             silence = self._clock() - self._spoke_at
             if silence < interval:
@@ -60,6 +64,6 @@ class KeepAlive:
                 _log.warning("could not keep the stream alive: %s", error)
             else:
                 if self._interval is None:
-                    interval = response.producer_lost_ms / 1000 / _SHARE or _FIRST_INTERVAL
+                    interval = min(response.producer_lost_ms / 1000 / _SHARE or _LONGEST_INTERVAL, _LONGEST_INTERVAL)
             # The bridge counts from some moment of the call; the earliest is the safe one.
             self._spoke_at = max(self._spoke_at, began)

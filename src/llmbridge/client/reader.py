@@ -6,24 +6,43 @@ nothing of writers.
 
 import asyncio
 import logging
-from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict
 
 import grpc
 
 from llmbridge.client.connection import Connection
-from llmbridge.client.errors import ClientError, ProtocolViolation, ResponseFailed, Unavailable
+from llmbridge.client.errors import ClientError, DeadlineExceeded, ProtocolViolation, Unavailable
+from llmbridge.client.pieces import Pieces, texts_of, tokens_of
 from llmbridge.client.retry import Backoff
-from llmbridge.client.values import FinishReason, Message, Position, stream_ref
+from llmbridge.client.values import Message, Position, stream_ref
 from llmbridge.model.names import StreamName
 from llmbridge.v1.bridge_service_pb2 import SubscribeRequest, SubscribeResponse
-from llmbridge.v1.token_pb2 import Completion
+from llmbridge.v1.token_pb2 import Completion, Token
 
 _log = logging.getLogger(__name__)
 
 # After the completion only the call's status is missing, which mostly has come with it.
 _STATUS_TIMEOUT = 1.0
+# The deadline is kept here; what the bridge is told is for the case that this process is not there to keep it.
+_DEADLINE_SLACK = 1.0
+
+
+class SubscriptionOptions(TypedDict, total=False):
+    """Where a reader begins and how patient it is. Times are in seconds."""
+
+    after_cursor: str
+    """Go on after this cursor."""
+    position: Position | None
+    """Without a cursor, where to begin; by default at the beginning."""
+    timeout: float | None
+    """How long reading may take as a whole, counted from the first iteration; None, the default: as long as it takes.
+    The bridge is told, so that it ends the call by itself."""
+    retry_for: float | None
+    """How long an outage may last; None, the default: for ever."""
+    silence_timeout: float
+    """How long without message or heartbeat the connection counts as alive; 45 s by default, three of the bridge's
+    heartbeats."""
 
 
 class Subscription:
@@ -32,7 +51,8 @@ class Subscription:
     Reconnects by itself, with jittered backoff, and goes on behind the last message it returned: nothing is lost and
     nothing comes twice, also when `anext` is cancelled (by a timeout, say) and called again. Iterating raises
     HistoryLost when records in between are gone, Unavailable when an outage lasts longer than `retry_for` seconds
-    (None: never), LimitExceeded when the bridge has too many readers, ProtocolViolation when the bridge leaves a hole.
+    (None: never), DeadlineExceeded when `timeout` has passed, LimitExceeded when the bridge has too many readers,
+    ProtocolViolation when the bridge leaves a hole.
     After an error the subscription stands where it stood: iterating again tries again.
 
     After leaving the loop early, the call ends with `aclose()`, at the end of `async with`, or when nothing refers to
@@ -44,10 +64,11 @@ class Subscription:
         connection: Connection,
         stream: StreamName,
         *,
-        after_cursor: str,
-        position: Position | None,
-        retry_for: float | None,
-        silence_timeout: float,
+        after_cursor: str = "",
+        position: Position | None = None,
+        timeout: float | None = None,
+        retry_for: float | None = None,
+        silence_timeout: float = 45.0,
     ) -> None:
         if after_cursor and position is not None:
             raise ValueError("give either a cursor or a position, not both")
@@ -62,6 +83,8 @@ class Subscription:
         self._may_be_behind_the_end = bool(after_cursor)
         self._completion: Completion | None = None
         self._ended = False
+        self._timeout = timeout
+        self._deadline: float | None = None
         self._retry_for = retry_for
         self._silence_timeout = silence_timeout
         self._backoff = Backoff(connection.policy)
@@ -80,9 +103,13 @@ class Subscription:
         """The stream's end, once it has been read."""
         return self._completion
 
-    def texts(self) -> "TextPieces":
-        """Read only the pieces of text; see TextPieces."""
-        return TextPieces(self)
+    def texts(self) -> "Pieces[Subscription, str]":
+        """Read only the pieces of text; reasoning, tool calls and JSON are left out. See Pieces."""
+        return Pieces(self, texts_of)
+
+    def tokens(self) -> "Pieces[Subscription, Token]":
+        """Read the tokens one by one. See Pieces."""
+        return Pieces(self, tokens_of)
 
     async def aclose(self) -> None:
         """End the call. Iterating afterwards goes on from where it stood."""
@@ -138,16 +165,35 @@ class Subscription:
 
     async def _read(self) -> SubscribeResponse | None:
         """Read from the call, which is opened if there is none; None when it has ended well."""
-        with self._connection.translating(own_deadline=False):
+        left = self._time_left()
+        patience = self._silence_timeout if left is None else min(self._silence_timeout, left)
+        with self._connection.translating(own_deadline=left is not None):
             if self._call is None:
-                self._call = self._connection.bridge.Subscribe(self._request())
+                limit = None if left is None else left + _DEADLINE_SLACK
+                self._call = self._connection.bridge.Subscribe(self._request(), timeout=limit)
             try:
-                async with asyncio.timeout(self._silence_timeout):
+                async with asyncio.timeout(patience):
                     response = await self._call.read()
             except TimeoutError:
+                if left is not None and left <= self._silence_timeout:
+                    raise self._overdue() from None
                 # Neither a record nor a heartbeat: the connection is dead, though nobody told.
                 raise Unavailable(f"no sign of life for {self._silence_timeout:g} s") from None
         return response if isinstance(response, SubscribeResponse) else None
+
+    def _time_left(self) -> float | None:
+        """Say how many seconds reading may still take; None: any. Raises DeadlineExceeded."""
+        if self._timeout is None:
+            return None
+        now = self._loop.time()
+        if self._deadline is None:
+            self._deadline = now + self._timeout
+        if now >= self._deadline:
+            raise self._overdue()
+        return self._deadline - now
+
+    def _overdue(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"the stream has not come to its end within {self._timeout:g} s")
 
     def _request(self) -> SubscribeRequest:
         if self._cursor:
@@ -203,7 +249,8 @@ class Subscription:
             # The next iteration, should there be one, gets the same time again.
             self._outage_began = None
             raise error
-        await asyncio.sleep(delay)
+        left = self._time_left()
+        await asyncio.sleep(delay if left is None else min(delay, left))
 
     async def _take_status(self) -> None:
         """Let the call end by itself, so that the bridge doesn't count it as cancelled; the response is whole."""
@@ -221,27 +268,3 @@ class Subscription:
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
-
-
-class TextPieces:
-    """The pieces of text of a subscription, as an async iterator; reasoning, tool calls and JSON are left out.
-
-    Ends after the completion (`subscription.completion` tells how). Raises ResponseFailed after the last piece if the
-    stream ended with an error, since its text is then not all there; and whatever Subscription raises.
-    """
-
-    def __init__(self, subscription: Subscription) -> None:
-        self.subscription = subscription
-        self._pieces: deque[str] = deque()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        while not self._pieces:
-            completion = self.subscription.completion
-            if completion is not None and FinishReason.of(completion) is FinishReason.ERROR:
-                raise ResponseFailed(completion)
-            message = await anext(self.subscription)
-            self._pieces.extend(token.text for token in message.tokens if token.text)
-        return self._pieces.popleft()

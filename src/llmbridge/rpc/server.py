@@ -16,6 +16,8 @@ OPTIONS = (
     # A peer that vanished without a word is noticed within 40 s; clients may ask every 5 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Without this one gRPC waits a minute for the answer to a ping.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),

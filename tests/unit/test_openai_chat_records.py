@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmbridge.client.openai_tokens import openai_records
+from llmbridge.client.adapters import SourceError, openai_records
 from llmbridge.v1 import token_pb2
 
 openai = pytest.importorskip("openai", reason="the extra 'openai' is not installed")
@@ -150,6 +150,50 @@ async def test_whole_tool_calls_without_an_index_are_told_apart_by_their_place()
     assert [(token.tool_call.index, token.tool_call.id) for token in tokens] == [(0, "a"), (1, "b")]
 
 
+Fragment = tuple[int | None, str | None, str | None, str]
+
+
+@pytest.mark.parametrize(
+    ("fragments", "calls"),
+    [
+        # All with one index, as Gemini's compatible endpoint sends parallel calls.
+        ([(0, "a", "f", "{}"), (0, "b", "g", "[]")], [("a", "f", "{}"), ("b", "g", "[]")]),
+        # Another id with each fragment, as old vLLMs do.
+        ([(0, "a", "f", ""), (0, "b", None, "{"), (0, "c", None, "}")], [("a", "f", "{}")]),
+        # Id and name with each fragment.
+        ([(0, "a", "f", "{"), (0, "a", "f", "}")], [("a", "f", "{}")]),
+        # Id or name late.
+        ([(0, None, "f", "{"), (0, "a", None, "}")], [("a", "f", "{}")]),
+        ([(0, "a", None, "{"), (0, None, "f", "}")], [("a", "f", "{}")]),
+        # No index, in fragments.
+        (
+            [(None, "a", "f", "{"), (None, None, None, "}"), (None, "b", "g", "[]")],
+            [("a", "f", "{}"), ("b", "g", "[]")],
+        ),
+        # Counted from 1, and interleaved.
+        (
+            [(1, "a", "f", "{"), (2, "b", "g", "["), (1, None, None, "}"), (2, None, None, "]")],
+            [("a", "f", "{}"), ("b", "g", "[]")],
+        ),
+        # Nothing.
+        ([(0, None, None, "")], []),
+    ],
+)
+async def test_tool_calls_as_servers_send_them(fragments: list[Fragment], calls: list[tuple[str, str, str]]) -> None:
+    events = []
+    for index, identifier, name, arguments in fragments:
+        call = {"index": index, "id": identifier, "function": {"name": name, "arguments": arguments}}
+        events.append(event({"tool_calls": [call]}))
+    tokens, _ = await read([*events, event({}, "tool_calls")])
+    found: dict[int, list[str]] = {}
+    for token in tokens:
+        parts = found.setdefault(token.tool_call.index, ["", "", ""])
+        said = (token.tool_call.id, token.tool_call.name, token.tool_call.arguments)
+        found[token.tool_call.index] = [part + more for part, more in zip(parts, said, strict=True)]
+    assert [tuple(parts) for parts in found.values()] == calls
+    assert list(found) == list(range(len(calls)))
+
+
 async def test_the_deprecated_function_call_is_tool_call_zero() -> None:
     tokens, completion = await read(
         [
@@ -228,7 +272,7 @@ async def test_another_role_than_the_assistants_is_kept() -> None:
     ],
 )
 async def test_several_choices_are_refused(choices: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match="n=1"):
+    with pytest.raises(SourceError, match="n=1"):
         await read([event(choices=choices)])
 
 
