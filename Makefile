@@ -28,6 +28,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 DEMO_ARGS ?=
 IMAGE ?= llmbridge
 
@@ -37,7 +38,7 @@ IMAGE ?= llmbridge
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: PYTHON (for a new .venv), PYTEST_ARGS, BENCH_ARGS, DEMO_ARGS, IMAGE\n'
+	@printf '\nVariables: PYTHON (for a new .venv), PYTEST_ARGS, CHAOS_ARGS, BENCH_ARGS, DEMO_ARGS, IMAGE\n'
 
 demo: $(STAMPS)/demo ## Show the main job with a real model on this machine
 	@$(BIN)/llmbridge demo $(DEMO_ARGS)
@@ -49,12 +50,15 @@ image: ## Build the container image (IMAGE=name:tag)
 	docker build --tag $(IMAGE) .
 
 ##@ Develop
-.PHONY: test check fix generate tools clean
+.PHONY: test chaos check fix generate tools clean
 
 # .tools/bin goes in front for the outside tools. .venv/bin stays out of PATH: it holds a redis-server of its own, which
 # would hide the machine's.
 test: $(STAMPS)/test ## Run the tests (PYTEST_ARGS="-k cursor")
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(STAMPS)/test ## Break things at random under load for a while (CHAOS_ARGS="--seconds 600 --seed 1")
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
 
 CHECKS := check-format check-lint check-types check-imports check-protos check-generated check-length
 .PHONY: $(CHECKS)
