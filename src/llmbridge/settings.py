@@ -6,14 +6,15 @@ it. Times are in ms and sizes in bytes; the names say so.
 
 import ipaddress
 from typing import Annotated, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from llmbridge.redis_url import RedisUrl
+
 _DAY_MS = 86_400_000
 _TEN_YEARS_MS = 3_650 * _DAY_MS
-_URL_SCHEMES = ("redis", "rediss", "unix")
 
 
 class SettingsError(ValueError):
@@ -21,17 +22,7 @@ class SettingsError(ValueError):
 
 
 def _checked_url(url: SecretStr) -> SecretStr:
-    try:
-        parts = urlsplit(url.get_secret_value())
-        has_place = parts.path if parts.scheme == "unix" else parts.hostname and parts.port != 0
-    except ValueError:
-        # Python's message would repeat the address, and the password in it.
-        has_place = None
-    else:
-        if parts.scheme not in _URL_SCHEMES:
-            raise ValueError("must begin with redis://, rediss:// or unix://")
-    if not has_place or (parts.fragment and parts.scheme != "unix"):
-        raise ValueError("is not a URL of Redis: percent-encode what is special in user name and password (/ ? # @ %)")
+    RedisUrl.parse(url.get_secret_value())
     return url
 
 
@@ -54,6 +45,8 @@ class Settings(BaseSettings):
     redis_db: int = Field(0, ge=0, validation_alias="REDIS_DB")
     redis_timeout_ms: int = Field(2_000, ge=10, validation_alias="LLMBRIDGE_REDIS_TIMEOUT_MS")
     redis_poll_delay: int = Field(100, ge=10, le=5_000, validation_alias="REDIS_POLL_DELAY")
+    replica_acks: int = Field(0, ge=0, le=16, validation_alias="LLMBRIDGE_REPLICA_ACKS")
+    replica_ack_timeout_ms: int = Field(1_000, ge=10, validation_alias="LLMBRIDGE_REPLICA_ACK_TIMEOUT_MS")
     data_dir: str = Field("", validation_alias="LLMBRIDGE_DATA_DIR")
     key_prefix: str = Field("llm", pattern="^[A-Za-z0-9_.-]{1,32}$", validation_alias="LLMBRIDGE_KEY_PREFIX")
     partitions: int = Field(64, ge=1, le=16_384, validation_alias="LLMBRIDGE_PARTITIONS")
@@ -101,6 +94,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"REDIS_STREAM_RETENTION_MS ({self.retention_ms}) must not exceed LLMBRIDGE_MAX_RETENTION_MS "
                 f"({self.max_retention_ms})"
+            )
+        if self.replica_acks and self.replica_ack_timeout_ms >= self.redis_timeout_ms:
+            raise ValueError(
+                f"LLMBRIDGE_REPLICA_ACK_TIMEOUT_MS ({self.replica_ack_timeout_ms}) must be below "
+                f"LLMBRIDGE_REDIS_TIMEOUT_MS ({self.redis_timeout_ms}), the longest wait for any answer of Redis"
             )
         if self.redis_url is not None and self.redis_host is not None:
             raise ValueError("REDIS_URL and REDIS_HOST are both set: leave one of them out")

@@ -1,5 +1,6 @@
 """Real redis-servers for tests, each in a directory of its own, on a Unix socket and (for proxies) a loopback port."""
 
+import random
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import redis
+
+PORTS = (12_000, 22_000)
+"""A cluster's bus listens 10,000 above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,19 @@ def binaries() -> dict[str, Binary]:
     return found
 
 
+def free_port() -> int:
+    """A loopback port that nobody has, below those that outgoing connections take."""
+    for _ in range(100):
+        port = random.randrange(*PORTS)
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("no free port found")
+
+
 @dataclass
 class RedisProcess:
     """A redis-server to start, kill and start again on the same data."""
@@ -43,9 +60,7 @@ class RedisProcess:
     def __post_init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="lb-test-"))
         self.socket = self.directory / "redis.sock"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -75,7 +90,19 @@ class RedisProcess:
             "maxmemory-policy": "noeviction",
             **self.config,
         }
-        arguments = [word for name, value in config.items() for word in (f"--{name}", value)]
+        return self._launch([word for name, value in config.items() for word in (f"--{name}", *value.split(" "))])
+
+    def start_sentinel(self, *config: str) -> "RedisProcess":
+        """Start it as a sentinel instead."""
+        path = self.directory / "sentinel.conf"
+        path.write_text("\n".join((f"port {self.port}", f"unixsocket {self.socket}", "bind 127.0.0.1", *config, "")))
+        return self._launch([str(path), "--sentinel"])
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _launch(self, arguments: list[str]) -> "RedisProcess":
         with (self.directory / "redis.log").open("ab") as log:
             self.process = subprocess.Popen([self.binary.path, *arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + 20

@@ -4,14 +4,15 @@ Half-duplex: one batch of commands out, all their replies in. It never sends any
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hiredis import pack_command
-from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 
 from llmbridge.errors import RedisUnavailable
-from llmbridge.log.connections import Connector, pause_seconds
+from llmbridge.log.connections import Breaker, Connector
+from llmbridge.redis_url import Address
 
 Command = tuple[str | bytes | int, ...]
 Reply = Any
@@ -23,13 +24,25 @@ class ConnectionBroken(Exception):
 
 
 class Exchange:
-    """Owns one connection to Redis. Used by one task at a time (its batcher's)."""
+    """Owns one connection to Redis. Used by one task at a time (its batcher's).
 
-    def __init__(self, connector: Connector, purpose: str, timeout_seconds: float) -> None:
-        self._connection = connector.make(purpose)
+    `troubled` is called whenever the connection fails or does not come about.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        purpose: str,
+        timeout_seconds: float,
+        address: Address | None = None,
+        troubled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.breaker = Breaker()
+        self._connector = connector
+        self._connection = connector.make(purpose, address)
         self._timeout_seconds = timeout_seconds
-        self._failures = 0
-        self._closed_until = 0.0
+        self._troubled = troubled
+        self._demoted = False
 
     async def send(self, commands: Sequence[Command]) -> list[Reply]:
         """Send commands and return their replies.
@@ -46,19 +59,33 @@ class Exchange:
                 await self._connection.send_packed_command(packed, check_health=False)
                 return [await self._reply() for _ in commands]
         except BusyLoadingError as error:
-            await self._connection.disconnect(nowait=True)
+            await self._give_up()
             raise RedisUnavailable(f"it is loading its data: {error}") from error
         except (RedisError, OSError, TimeoutError) as error:
-            await self._connection.disconnect(nowait=True)
+            await self._give_up()
             raise ConnectionBroken(f"{type(error).__name__}: {error}") from error
         except BaseException:
             # Cancelled between command and reply: what comes next on this connection answers an earlier question.
             await self._connection.disconnect(nowait=True)
             raise
+        finally:
+            if self._demoted:
+                await self.renew()
+
+    async def renew(self) -> None:
+        """Connect anew before the next batch: this server is no primary any more, another one may be."""
+        self._demoted = False
+        await self._connection.disconnect(nowait=True)
+        self.breaker.failed()
+        self._troubled()
 
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.disconnect()
+
+    async def _give_up(self) -> None:
+        await self._connection.disconnect(nowait=True)
+        self._troubled()
 
     async def _is_open(self) -> bool:
         if not self._connection.is_connected:
@@ -74,20 +101,24 @@ class Exchange:
         return not ended
 
     async def _connect(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self._closed_until:
-            raise RedisUnavailable("it could not be reached a moment ago")
+        self.breaker.begin()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await self._connection.connect()  # type: ignore[no-untyped-call]
+                await self._connector.open(self._connection)
         except (RedisError, OSError, TimeoutError) as error:
-            self._failures += 1
-            self._closed_until = asyncio.get_running_loop().time() + pause_seconds(self._failures)
+            self.breaker.failed()
+            await self._give_up()
             raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
-        self._failures = 0
+        except BaseException:
+            self.breaker.abandoned()
+            await self._connection.disconnect(nowait=True)
+            raise
+        self.breaker.succeeded()
 
     async def _reply(self) -> Reply:
         try:
             return await self._connection.read_response()
         except ResponseError as error:
+            if isinstance(error, ReadOnlyError):
+                self._demoted = True
             return error

@@ -68,6 +68,7 @@ class WakeUps:
     """Subscribes and dispatches. `run` must be running."""
 
     def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._connection = connector.make("wakeups")
         self._subscriptions: dict[bytes, Subscription] = {}
         # A channel may be dropped and wanted again before Redis confirms either; only the last word counts.
@@ -97,7 +98,7 @@ class WakeUps:
                 began = asyncio.get_running_loop().time()
                 try:
                     async with asyncio.timeout(PING_SECONDS):
-                        await self._connection.connect()  # type: ignore[no-untyped-call]
+                        await self._connector.open(self._connection)
                     await self._talk()
                 except (RedisError, OSError, TimeoutError) as error:
                     logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", error)
