@@ -25,6 +25,7 @@
     └── Unavailable               trying again helps
         ├── RedisUnavailable
         ├── AppendOutcomeUnknown
+        │   └── NotReplicated
         ├── Draining
         └── ConnectionIdle
 
@@ -294,6 +295,17 @@ class AppendOutcomeUnknown(Unavailable):
         super().__init__(
             f"the connection to Redis failed ({detail}) before it answered: the write may be stored or not; "
             "send the same request again with the same sequence numbers"
+        )
+
+
+class NotReplicated(AppendOutcomeUnknown):
+    """The write was carried out, but too few replicas have it yet: a failover now would lose it."""
+
+    def __init__(self, replicas: int, wanted: int) -> None:
+        Unavailable.__init__(
+            self,
+            f"only {replicas} of {wanted} replicas have the write so far: it may be stored or not; "
+            "send the same request again with the same sequence numbers",
         )
 
 

@@ -166,8 +166,8 @@ async def test_an_idle_connection_that_redis_closed_puts_nothing_in_doubt(
     own_bridge: RunningBridge, own_redis: RedisProcess
 ) -> None:
     await produce(own_bridge.bridge, STREAM, "a", first=0)
-    exchange: Any = own_bridge.core._append_exchange
-    stream = exchange._connection._parser._stream
+    lane: Any = own_bridge.core._append_log._lanes._only
+    stream = lane.wire.exchange._connection._parser._stream
     assert kill_connections(own_redis, "append") == 1
     await until(stream.at_eof)
     assert (await produce(own_bridge.bridge, STREAM, "b", first=0)).last_sequence == 2

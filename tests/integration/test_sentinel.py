@@ -1,17 +1,26 @@
 """Redis with Sentinel: the primary dies under load; readers stay, producers retry, and what was lost is told."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
 
-from llmbridge.v1.bridge_service_pb2 import SubscribeRequest
-from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure, failure_of, produce, ref, stub
-from tests.support.redis_process import binaries
+from llmbridge.errors import RedisUnavailable
+from llmbridge.log.commands import Commands
+from llmbridge.log.servers import Servers
+from llmbridge.v1.bridge_service_pb2 import CancelRequest, SubscribeRequest
+from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest, DeleteStreamRequest
+from llmbridge.v1.stream_pb2 import StreamRef
+from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure, failure_of, produce, read_all, ref
+from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import RunningBridge, running_bridge
-from tests.support.sentinels import Watched, watched
+from tests.support.sentinels import SERVICE, Watched, watched
 
+STREAM = ref("r")
 TOKENS = 120
 
 
@@ -24,50 +33,201 @@ def servers() -> Iterator[Watched]:
         yield running
 
 
-@pytest.fixture
-async def bridge(servers: Watched, key_prefix: str) -> AsyncIterator[RunningBridge]:
-    async with running_bridge(servers.url, key_prefix=key_prefix, redis_timeout_ms=1_000, heartbeat_ms=500) as running:
+@asynccontextmanager
+async def serving(servers: Watched, prefix: str, **settings: Any) -> AsyncIterator[RunningBridge]:
+    async with running_bridge(
+        servers.url, key_prefix=prefix, redis_timeout_ms=1_000, heartbeat_ms=500, **settings
+    ) as running:
         yield running
 
 
-async def produce_all(bridge: RunningBridge, response: str, tokens: int, refused: list[str]) -> None:
-    """Produce as a client does that retries what is UNAVAILABLE, and goes back where the log lost its tail."""
-    next_token = 1
-    while next_token <= tokens + 1:
-        end = next_token == tokens + 1
-        texts = () if end else (f"{next_token} ",)
+async def produce_all(bridge: RunningBridge, stream: StreamRef, tokens: int) -> Counter[str]:
+    """Produce as a client does that retries what is UNAVAILABLE; counts why it had to."""
+    refused: Counter[str] = Counter()
+    for number in range(1, tokens + 2):
+        while True:
+            try:
+                await produce_one(bridge, stream, number, tokens)
+            except grpc.aio.AioRpcError as error:
+                failed = failure_of(error)
+                assert failed.code is grpc.StatusCode.UNAVAILABLE, failed
+                assert failed.retry_ms
+                refused[failed.reason] += 1
+                await asyncio.sleep(failed.retry_ms / 1000)
+            else:
+                break
+        await asyncio.sleep(0.01)
+    return refused
+
+
+async def produce_one(bridge: RunningBridge, stream: StreamRef, number: int, tokens: int) -> None:
+    end = number > tokens
+    await produce(
+        bridge.bridge, stream, *(() if end else (f"{number} ",)), first=number, completion=STOP if end else None
+    )
+
+
+async def test_a_failover_under_load_loses_nothing_that_a_replica_acknowledged(
+    servers: Watched, key_prefix: str
+) -> None:
+    """The same calls go on through it: nobody sees anything but UNAVAILABLE with the advice to retry."""
+    async with serving(servers, key_prefix, replica_acks=1, replica_ack_timeout_ms=500) as bridge:
+        streams = [ref(f"{i}") for i in range(8)]
+        calls = [await attached(bridge.bridge, SubscribeRequest(stream=stream)) for stream in streams]
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(2 * PATIENCE_SECONDS):
+            reading = [tasks.create_task(Received().read(call)) for call in calls]
+            producing = [tasks.create_task(produce_all(bridge, stream, TOKENS)) for stream in streams]
+            await asyncio.sleep(0.3)
+            killed = servers.kill_primary()
+            await asyncio.to_thread(servers.wait_for_failover, killed)
+        assert sum((task.result() for task in producing), Counter())["REDIS_UNAVAILABLE"] > 0
+        assert [task.result().text for task in reading] == ["".join(f"{i} " for i in range(1, TOKENS + 1))] * 8
+
+
+async def test_without_replica_acks_a_lost_tail_is_told(servers: Watched, key_prefix: str) -> None:
+    async with serving(servers, key_prefix) as bridge:
+        lost, rewritten, begun_anew, untouched = (ref(name) for name in ("lost", "rewritten", "anew", "untouched"))
+        for stream in (lost, rewritten, untouched):
+            await produce(bridge.bridge, stream, "a", first=1)
+        await asyncio.to_thread(servers.wait_until_in_step)
+        readers: dict[str, tuple[Any, Received]] = {}
+        servers.lock_replicas_out()
+        for stream in (lost, rewritten):
+            await produce(bridge.bridge, stream, "b", first=2)
+        await produce(bridge.bridge, begun_anew, "b", first=1)
+        for stream in (lost, rewritten, begun_anew, untouched):
+            call = await attached(bridge.bridge, SubscribeRequest(stream=stream))
+            through = 1 if stream in (begun_anew, untouched) else 2
+            readers[stream.response_id] = call, await Received().read(call, through=through)
+        killed = servers.kill_primary()
+        await asyncio.to_thread(servers.wait_for_failover, killed)
+        # The readers' calls fail as soon as the bridge looks; a cursor tells the same later, and elsewhere.
+        failed = await failure(readers["lost"][1].read(readers["lost"][0]))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.OUT_OF_RANGE, "LOST")
+        failed = await failure(readers["anew"][1].read(readers["anew"][0]))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.OUT_OF_RANGE, "EXPIRED")
+        gap = await failure(produce_until_served(bridge, lost, "c", 3))
+        assert (gap.reason, gap.metadata["expected"]) == ("SEQUENCE_GAP", "2")
+        await produce(bridge.bridge, rewritten, "other", first=2)
+        await produce(bridge.bridge, begun_anew, "other", first=1)
+        for name, reason in (("lost", "LOST"), ("rewritten", "REWRITTEN"), ("anew", "RESTARTED")):
+            again = bridge.bridge.Subscribe(SubscribeRequest(stream=ref(name), after_cursor=readers[name][1].cursor))
+            assert (await failure(again.read())).reason == reason
+        await produce(bridge.bridge, untouched, "b", first=2, completion=STOP)
+        assert (await readers["untouched"][1].read(readers["untouched"][0])).text == "ab"
+
+
+async def produce_until_served(bridge: RunningBridge, stream: StreamRef, text: str, first: int) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                await produce(bridge.bridge, stream, text, first=first)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_too_few_replicas(servers: Watched, key_prefix: str) -> None:
+    """Nothing counts as stored before the replicas have it: neither a write nor the retry that finds it there."""
+    async with serving(servers, key_prefix, replica_acks=2, replica_ack_timeout_ms=100) as bridge:
+        await produce(bridge.bridge, STREAM, "a", first=1)
+        call = await attached(bridge.bridge, SubscribeRequest(stream=STREAM))
+        for replica in servers.replicas:
+            replica.freeze()
         try:
-            await produce(
-                bridge.bridge, ref(response), *texts, first=next_token, completion=STOP if end else None,
-                producer_id=response.encode(),
-            )
-        except grpc.aio.AioRpcError as error:
-            failed = failure_of(error)
-            refused.append(failed.reason)
-            if failed.reason == "SEQUENCE_GAP":
-                next_token = int(failed.metadata["expected"])
-                continue
-            assert failed.code is grpc.StatusCode.UNAVAILABLE, failed
-            assert failed.retry_ms
-            await asyncio.sleep(failed.retry_ms / 1000)
-        else:
-            next_token += 1
-            await asyncio.sleep(0.01)
+            for _ in range(3):
+                failed = await failure(produce(bridge.bridge, STREAM, "b", first=2))
+                assert failed.short == (grpc.StatusCode.UNAVAILABLE, "APPEND_OUTCOME_UNKNOWN", {})
+                assert failed.retry_ms
+            for refused in (
+                bridge.bridge.Cancel(CancelRequest(stream=ref("cancelled"))),
+                bridge.bridge.Cancel(CancelRequest(stream=ref("cancelled"))),
+                bridge.admin.CreateStream(CreateStreamRequest(stream=ref("created"))),
+                bridge.admin.DeleteStream(DeleteStreamRequest(stream=ref("deleted"))),
+            ):
+                assert (await failure(refused)).reason == "APPEND_OUTCOME_UNKNOWN"
+            # A new connection has written nothing itself: it must not take what is there for replicated.
+            with servers.primary.client() as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+            assert (await failure(produce(bridge.bridge, STREAM, "b", first=2))).code is grpc.StatusCode.UNAVAILABLE
+        finally:
+            for replica in servers.replicas:
+                replica.thaw()
+        await produce_until_served(bridge, STREAM, "b", 2)
+        answer = await produce(bridge.bridge, STREAM, "b", first=2)
+        assert (answer.duplicate, answer.last_sequence) == (True, 2)
+        await produce(bridge.bridge, STREAM, first=3, completion=STOP)
+        assert (await Received().read(call)).text == "ab"
 
 
-async def test_a_failover_under_load(servers: Watched, bridge: RunningBridge) -> None:
-    """The replicas are in step, so nothing is lost even without `replica_acks`: same calls, every token once."""
-    names = [f"{i}" for i in range(8)]
-    calls = [await attached(bridge.bridge, SubscribeRequest(stream=ref(name))) for name in names]
-    reading = [asyncio.create_task(Received().read(call)) for call in calls]
-    refused: list[str] = []
-    producing = [asyncio.create_task(produce_all(bridge, name, TOKENS, refused)) for name in names]
-    await asyncio.sleep(0.3)
-    killed = servers.kill_primary()
-    await asyncio.to_thread(servers.wait_for_failover, killed)
-    async with asyncio.timeout(2 * PATIENCE_SECONDS):
-        await asyncio.gather(*producing)
-    assert "REDIS_UNAVAILABLE" in refused
-    assert "SEQUENCE_GAP" not in refused
-    for reader in await asyncio.gather(*reading):
-        assert reader.text == "".join(f"{i} " for i in range(1, TOKENS + 1))
+async def test_wake_ups_come_after_the_replicas(servers: Watched, key_prefix: str) -> None:
+    """What is published is what replicas have. (Who catches up from the log may see more.)"""
+    async with serving(servers, key_prefix, replica_acks=2, replica_ack_timeout_ms=400) as bridge:
+        await produce(bridge.bridge, STREAM, "a", first=1)
+        with servers.primary.client() as client, client.pubsub() as listening:
+            listening.psubscribe(f"{key_prefix}:stream:*")
+            assert listening.get_message(timeout=5)
+            for replica in servers.replicas:
+                replica.freeze()
+            try:
+                assert (await failure(produce(bridge.bridge, STREAM, "b", first=2))).retry_ms
+                assert listening.get_message(timeout=0.1) is None
+            finally:
+                for replica in servers.replicas:
+                    replica.thaw()
+            await produce_until_served(bridge, STREAM, "b", 2)
+            assert listening.get_message(timeout=5)
+            await produce(bridge.bridge, STREAM, "c", first=3)
+            assert listening.get_message(timeout=5)["data"].endswith(b"c")
+
+
+async def test_a_primary_that_was_demoted_is_left(servers: Watched, key_prefix: str) -> None:
+    """It answers READONLY: nothing is stored, and the next attempt finds the new one."""
+    async with serving(servers, key_prefix) as bridge:
+        await produce(bridge.bridge, STREAM, "a", first=1)
+        await bridge.bridge.Cancel(CancelRequest(stream=ref("another")))
+        old = servers.primary
+        await asyncio.to_thread(servers.wait_until_in_step)
+        with servers.sentinels[0].client() as client:
+            client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        await asyncio.to_thread(servers.wait_for_failover, old)
+        await produce_until_served(bridge, STREAM, "b", 2)
+        await produce(bridge.bridge, STREAM, first=3, completion=STOP)
+        assert (await read_all(bridge.bridge, STREAM)).text == "ab"
+
+
+async def test_a_server_that_is_made_a_replica_behind_the_bridge(own_redis: RedisProcess, key_prefix: str) -> None:
+    """Without sentinels, too, a connection to what is no primary any more is not kept."""
+    async with running_bridge(own_redis.url, key_prefix=key_prefix) as bridge:
+        await produce(bridge.bridge, STREAM, "a", first=1)
+        with own_redis.client() as client:
+            before = client.client_list(_type="normal")
+            client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            for call in (
+                produce(bridge.bridge, STREAM, "b", first=2),
+                bridge.bridge.Cancel(CancelRequest(stream=STREAM)),
+            ):
+                failed = await failure(call)
+                assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "REDIS_UNAVAILABLE")
+            client.execute_command("REPLICAOF", "NO", "ONE")
+            await produce_until_served(bridge, STREAM, "b", 2)
+            after = client.client_list(_type="normal")
+        assert {it["id"] for it in before if it["name"] == "llmbridge-append"}.isdisjoint(it["id"] for it in after)
+
+
+async def test_sentinels_that_know_nothing(servers: Watched, key_prefix: str) -> None:
+    """One that is gone is passed over; a service that none knows is a clear error, with no password in it."""
+    servers.sentinels[0].kill()
+    async with serving(servers, key_prefix) as bridge:
+        await produce(bridge.bridge, STREAM, "a", first=1)
+    url = servers.url.replace("//", "//:hidden-secret@").replace(SERVICE, "nothing")
+    commands = Commands(Servers(f"{url}?sentinel_password=hidden-secret", 1.0))
+    running = asyncio.create_task(commands.run())
+    with pytest.raises(RedisUnavailable, match="no sentinel knows a primary of 'nothing'") as refused:
+        await commands.read("PING")
+    assert "hidden-secret" not in str(refused.value)
+    running.cancel()
+    await asyncio.wait([running])

@@ -13,15 +13,14 @@ from llmbridge.errors import Completed, Fenced, SequenceConflict, SequenceGap
 from llmbridge.groups.places import GroupPlaces
 from llmbridge.log.appending import Appended, AppendLog, LogDefaults, Overlap
 from llmbridge.log.commands import Commands
-from llmbridge.log.connections import Connector
 from llmbridge.log.dead_letters import DeadLetterLog
-from llmbridge.log.exchange import Exchange
 from llmbridge.log.feed import LifecycleEntry, number_of
 from llmbridge.log.group_state import GroupStates
 from llmbridge.log.groups import GroupLog, GroupPlace, GroupPolicy, GroupSettings
 from llmbridge.log.keys import Keys
 from llmbridge.log.open_streams import OpenStreams
 from llmbridge.log.sealing import SealLog
+from llmbridge.log.servers import NO_REPLICA_ACKS, Servers
 from llmbridge.log.streams import StreamLog
 from llmbridge.model.names import StreamName
 from llmbridge.model.records import Append, FinishReason, Producer, Sealer
@@ -148,13 +147,10 @@ async def log_parts(
 ) -> AsyncIterator[LogParts]:
     """Run the parts while the context lasts."""
     keys = Keys(prefix, settings.get("partitions", 4))
-    timeout_seconds = settings.get("timeout_seconds", TIMEOUT_SECONDS)
-    connector = Connector(url, timeout_seconds)
-    append_exchange = Exchange(connector, "append", timeout_seconds)
-    command_exchange = Exchange(connector, "commands", timeout_seconds)
-    appends = AppendLog(append_exchange, keys, defaults)
-    commands = Commands(command_exchange)
-    runs = [asyncio.create_task(appends.run()), asyncio.create_task(commands.run())]
+    servers = Servers(url, settings.get("timeout_seconds", TIMEOUT_SECONDS), settings.get("acks", NO_REPLICA_ACKS))
+    appends = AppendLog(servers, keys, defaults)
+    commands = Commands(servers)
+    runs = [asyncio.create_task(part.run()) for part in (appends, commands)]
     try:
         async with redis.asyncio.Redis.from_url(url) as client:
             yield LogParts(
@@ -174,6 +170,4 @@ async def log_parts(
         for run in runs:
             run.cancel()
         ended = await asyncio.gather(*runs, return_exceptions=True)
-        await append_exchange.close()
-        await command_exchange.close()
     assert all(isinstance(end, asyncio.CancelledError) for end in ended), ended

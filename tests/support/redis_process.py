@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -122,6 +123,16 @@ class RedisProcess:
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
+
+    def freeze(self) -> None:
+        """Have it accept everything and answer nothing."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         if self.process is not None and self.is_running:

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-
-
 from tests.support.redis_process import Binary, RedisProcess
 
 SERVICE = "tokens"
-DOWN_AFTER_MS = 300
+DOWN_AFTER_MS = 800
 START_SECONDS = 10.0
 
 
@@ -71,8 +69,15 @@ class Watched:
 
         wait_until(all_known)
 
+    def wait_until_in_step(self) -> None:
+        """Wait until every replica has what the primary has."""
+        with self.primary.client() as client:
+            count = len(self.replicas)
+            client.set("in step", "1", px=1000)
+            wait_until(lambda: client.wait(count, 1000) == count)
+
     def lock_replicas_out(self) -> None:
-        """Cut the replicas off the primary, so that what it takes from now on is nowhere else; other connections stay."""
+        """Cut the replicas off: what the primary takes from now on is nowhere else. Other connections stay."""
         with self.primary.client() as client:
             client.config_set("requirepass", "changed")
             client.execute_command("CLIENT", "KILL", "TYPE", "replica")
@@ -110,7 +115,7 @@ def watched(binary: Binary, replicas: int = 2) -> Iterator[Watched]:
             sentinel.start_sentinel(
                 f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 2",
                 f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
-                f"sentinel failover-timeout {SERVICE} 3000",
+                f"sentinel failover-timeout {SERVICE} 10000",
                 f"sentinel parallel-syncs {SERVICE} 2",
             )
         wait_until(lambda: found.primary is primary)
@@ -120,5 +125,3 @@ def watched(binary: Binary, replicas: int = 2) -> Iterator[Watched]:
     finally:
         for server in (*found.sentinels, *found.servers):
             server.close()
-
-

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from llmbridge.log.wakeups import Subscription, WakeUps
+from llmbridge.log.wakeups import Channels, Subscription
 
 
 class Ring(Enum):
@@ -43,7 +43,7 @@ Listener = Callable[[Bell], None]
 class Bells:
     """Listens to channels on behalf of members."""
 
-    def __init__(self, wake_ups: WakeUps) -> None:
+    def __init__(self, wake_ups: Channels) -> None:
         self._wake_ups = wake_ups
         self._channels: dict[str, tuple[Subscription, list[Listener]]] = {}
 

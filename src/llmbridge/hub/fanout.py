@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from llmbridge.errors import HistoryGone, RedisUnavailable
 from llmbridge.hub.tail import Tail
 from llmbridge.log.reading import LogReader
-from llmbridge.log.wakeups import WakeUp, WakeUps
+from llmbridge.log.wakeups import Channels, WakeUp
 from llmbridge.model.wire import Wire
 
 LONGEST_POLL_SECONDS = 5.0
@@ -21,7 +21,7 @@ class Fanout:
     """Owns the tails. `run` must be running."""
 
     def __init__(
-        self, reader: LogReader, wake_ups: WakeUps, wire: Wire, poll_delay_ms: int, attach_timeout_ms: int
+        self, reader: LogReader, wake_ups: Channels, wire: Wire, poll_delay_ms: int, attach_timeout_ms: int
     ) -> None:
         self._reader = reader
         self._wake_ups = wake_ups

@@ -5,6 +5,7 @@ Decides nothing: lua/append.lua does (see sequencing for its rules).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from llmbridge.errors import (
     AppendOutcomeUnknown,
@@ -12,13 +13,17 @@ from llmbridge.errors import (
     Completed,
     Fenced,
     LimitExceeded,
+    RedisUnavailable,
     SequenceConflict,
     SequenceGap,
 )
 from llmbridge.log.batcher import Batcher
-from llmbridge.log.exchange import Command, ConnectionBroken, Exchange, Reply
+from llmbridge.log.calls import Outcome, ScriptCall, Storing
+from llmbridge.log.exchange import ConnectionBroken
 from llmbridge.log.keys import Keys
-from llmbridge.log.scripts import call_script, load_script, refusal
+from llmbridge.log.lanes import LaneKind, Lanes, Wire
+from llmbridge.log.scripts import load_script, refusal
+from llmbridge.log.servers import Servers
 from llmbridge.model.cursor import Cursor
 from llmbridge.model.names import StreamName
 from llmbridge.model.records import Append, checksum_of
@@ -61,28 +66,23 @@ class Overlap:
 
 
 AppendOutcome = Appended | Overlap
+_Item = tuple[StreamName, Append]
 
 
 class AppendLog:
     """Appends to streams. `run` must be running."""
 
-    def __init__(self, exchange: Exchange, keys: Keys, defaults: LogDefaults) -> None:
-        self._exchange = exchange
+    def __init__(self, servers: Servers, keys: Keys, defaults: LogDefaults) -> None:
         self._keys = keys
         self._defaults = defaults
-        self._script = load_script("append")
-        self._batcher: Batcher[tuple[StreamName, Append], AppendOutcome] = Batcher(
-            self._carry,
-            max_items=MAX_STREAMS_A_CALL,
-            size_of=lambda item: len(item[1].fragment),
-            max_bytes=MAX_BYTES_A_CALL,
-            source_of=lambda item: item[0],
-            linger_seconds=LINGER_SECONDS,
-        )
+        self._scripts = load_script("append")
+        self._storing = Storing(servers)
+        self._in_cluster = servers.cluster is not None
+        self._lanes: Lanes[_Item, AppendOutcome] = Lanes(servers, LaneKind("append", self._key_of, self._batcher))
 
     async def run(self) -> None:
         """Carry appends until cancelled."""
-        await self._batcher.run()
+        await self._lanes.run()
 
     async def append(self, name: StreamName, request: Append) -> AppendOutcome:
         """Append one request, atomically.
@@ -90,9 +90,47 @@ class AppendLog:
         Raises SequenceGap, Fenced, Completed or SequenceConflict as the rules say, LimitExceeded for a stream that
         grew too long, RedisUnavailable (nothing stored) or AppendOutcomeUnknown.
         """
-        return await self._batcher.submit((name, request))
+        return await self._lanes.submit((name, request))
 
-    async def _carry(self, batch: Sequence[tuple[StreamName, Append]]) -> list[AppendOutcome | Exception]:
+    def _batcher(self, wire: Wire) -> Batcher[_Item, AppendOutcome]:
+        return Batcher(
+            partial(self._carry, wire),
+            max_items=MAX_STREAMS_A_CALL,
+            size_of=lambda item: len(item[1].fragment),
+            max_bytes=MAX_BYTES_A_CALL,
+            source_of=lambda item: item[0],
+            linger_seconds=LINGER_SECONDS,
+        )
+
+    def _key_of(self, item: _Item) -> str:
+        return self._keys.feed(self._keys.partition_of(item[0].session_id))
+
+    async def _carry(self, wire: Wire, batch: Sequence[_Item]) -> list[AppendOutcome | Exception]:
+        groups: Sequence[Sequence[_Item]] = [batch]
+        if self._in_cluster:
+            # One call for each partition: on a cluster a script's keys must be of one slot.
+            by_key: dict[str, list[_Item]] = {}
+            for item in batch:
+                by_key.setdefault(self._key_of(item), []).append(item)
+            groups = list(by_key.values())
+        try:
+            replies = await self._storing.run(wire, [self._call(group) for group in groups])
+        except ConnectionBroken as error:
+            raise AppendOutcomeUnknown(str(error)) from error
+        if not self._in_cluster:
+            outcomes = self._outcomes(batch, replies[0])
+        else:
+            found = {
+                id(item): outcome
+                for group, reply in zip(groups, replies, strict=True)
+                for item, outcome in zip(group, self._outcomes(group, reply), strict=True)
+            }
+            outcomes = [found[id(item)] for item in batch]
+        if any(isinstance(outcome, RedisUnavailable) for outcome in outcomes) and _read_only(replies):
+            await wire.exchange.renew()
+        return outcomes
+
+    def _call(self, batch: Sequence[_Item]) -> ScriptCall:
         keys: list[str] = []
         defaults = self._defaults
         arguments: list[str | bytes | int] = [
@@ -116,14 +154,12 @@ class AppendLog:
                 request.fragment,
                 request.completion,
             )
-        try:
-            replies = await call_script(self._send, self._script, keys, arguments)
-        except ConnectionBroken as error:
-            raise AppendOutcomeUnknown(str(error)) from error
-        return [self._outcome(reply, request) for reply, (_, request) in zip(replies, batch, strict=True)]
+        return ScriptCall(self._scripts, keys, arguments)
 
-    async def _send(self, command: Command) -> Reply:
-        return (await self._exchange.send([command]))[0]
+    def _outcomes(self, batch: Sequence[_Item], replies: Outcome) -> list[AppendOutcome | Exception]:
+        if isinstance(replies, Exception):
+            return [replies] * len(batch)
+        return [self._outcome(reply, request) for reply, (_, request) in zip(replies, batch, strict=True)]
 
     def _outcome(self, reply: list[bytes], request: Append) -> AppendOutcome | Exception:
         decision = reply[0].decode()
@@ -153,3 +189,13 @@ class AppendLog:
                 )
         message = reply[1].decode(errors="replace")
         return refusal(message) or RuntimeError(f"append.lua failed: {message}")
+
+
+def _read_only(replies: Sequence[Outcome]) -> bool:
+    """Tell whether a script found itself on a replica, which it says of each append and not as an error of its own."""
+    return any(
+        reply[0] == b"failed" and b"READONLY" in reply[1]
+        for group in replies
+        if not isinstance(group, Exception)
+        for reply in group
+    )

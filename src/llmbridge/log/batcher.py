@@ -46,16 +46,16 @@ class Batcher(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """Have one item carried and return its result. Cancelling the caller does not take the item back."""
         if self._closed:
-            raise RedisUnavailable("this bridge has stopped")
+            raise RedisUnavailable("this bridge has stopped using this connection")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._wake.set()
         return await future
 
     async def run(self) -> None:
-        """Carry until cancelled; then what still waits fails with RedisUnavailable (it was never sent)."""
+        """Carry until cancelled, or finished; then what still waits fails with RedisUnavailable (it was never sent)."""
         try:
-            while True:
+            while self._waiting or not self._closed:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._waiting:
@@ -66,6 +66,11 @@ class Batcher(Generic[Item, Result]):
             while self._waiting:
                 _, future = self._waiting.popleft()
                 _settle(future, RedisUnavailable("this bridge has stopped"))
+
+    def finish(self) -> None:
+        """Take no more items, and end when those that wait are carried."""
+        self._closed = True
+        self._wake.set()
 
     async def _linger(self) -> None:
         source = self._source_of(self._waiting[0][0])

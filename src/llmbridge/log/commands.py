@@ -1,16 +1,23 @@
-"""Everything but appends: commands of many callers share round trips on one connection."""
+"""Everything but appends: commands of many callers share round trips on one connection to a server."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 from llmbridge.errors import AppendOutcomeUnknown, RedisUnavailable
 from llmbridge.log.batcher import Batcher
-from llmbridge.log.exchange import Command, ConnectionBroken, Exchange, Reply
-from llmbridge.log.scripts import Script, call_script, checked
+from llmbridge.log.calls import Outcome, ScriptCall, Storing
+from llmbridge.log.exchange import Command, ConnectionBroken, Reply
+from llmbridge.log.lanes import LaneKind, Lanes, Redirect, Unit, Wire
+from llmbridge.log.scripts import Scripts, call_script, checked
+from llmbridge.log.servers import Servers
 
 COMMANDS_A_BATCH = 32
 """In one round trip; so at most so many pages of the log are in memory at once, whatever the number of readers."""
+
+KEY_AT = {"EVAL": 3, "EVALSHA": 3, "XINFO": 2}
+"""Where commands have their first key, if not right behind their name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +30,23 @@ class _Answer:
 class Commands:
     """Sends commands. `run` must be running."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._batcher: Batcher[Sequence[Command], _Answer] = Batcher(
-            self._carry, max_items=COMMANDS_A_BATCH, size_of=lambda _: 0, max_bytes=1
+    def __init__(self, servers: Servers) -> None:
+        self._wake = servers.wake
+        self._lanes: Lanes[Unit, _Answer] = Lanes(servers, LaneKind("commands", _key_of, _batcher))
+        self._storing = Storing(servers)
+        # Whoever waits for replicas must not keep others waiting. Without replica acks nobody waits for them.
+        self._stores: Lanes[ScriptCall, _Answer] | None = (
+            Lanes(servers, LaneKind("stores", lambda call: call.keys[0], self._storing_batcher))
+            if servers.acks.replicas
+            else None
         )
 
     async def run(self) -> None:
         """Carry commands until cancelled."""
-        await self._batcher.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._lanes.run(), name="commands")
+            if self._stores is not None:
+                tasks.create_task(self._stores.run(), name="stores")
 
     async def read(self, *command: str | bytes | int) -> Reply:
         """Send a command that may be repeated without harm.
@@ -43,17 +58,52 @@ class Commands:
         except ConnectionBroken as error:
             raise RedisUnavailable(str(error)) from error
 
-    async def call(self, script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Reply:
-        """Call a script that writes. Raises as `read`, and AppendOutcomeUnknown where it may have run or not."""
+    async def read_each(self, *command: str | bytes | int) -> dict[str, Reply | RedisUnavailable]:
+        """Send a command that concerns no key to every server, by its address ('' for the only one).
+
+        Raises RedisUnavailable where it is not known which servers there are, else gives it for each that has failed.
+        """
+        return {
+            str(address or ""): answer if isinstance(answer, RedisUnavailable) else checked(answer.replies[0])
+            for address, answer in (await self._lanes.submit_to_each((command,))).items()
+        }
+
+    async def call(
+        self,
+        scripts: Scripts,
+        keys: Sequence[str],
+        arguments: Sequence[str | bytes | int],
+        sees_all_keys: bool = True,
+    ) -> Reply:
+        """Call a script that writes. Raises as `read`, and AppendOutcomeUnknown where it may have run or not.
+
+        `sees_all_keys` False: it looks at keys that it is not given, and takes what is not there for gone.
+        """
+
+        async def send(command: Command) -> Reply:
+            return (await self._lanes.submit((command,), follow_ask=sees_all_keys)).replies[0]
+
         try:
-            return await call_script(self._send, script, keys, arguments)
+            return await call_script(send, scripts[self._wake], keys, arguments)
         except ConnectionBroken as error:
             raise AppendOutcomeUnknown(str(error)) from error
 
-    async def ask(self, script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Reply:
+    async def store(self, scripts: Scripts, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Reply:
+        """Call a script whose answer promises something about a log. Raises as `call`, and NotReplicated.
+
+        With replica acks the answer is given only when so many replicas have what it says; then readers are woken.
+        """
+        if self._stores is None:
+            return await self.call(scripts, keys, arguments)
+        try:
+            return (await self._stores.submit(ScriptCall(scripts, keys, arguments))).replies[0]
+        except ConnectionBroken as error:
+            raise AppendOutcomeUnknown(str(error)) from error
+
+    async def ask(self, scripts: Scripts, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Reply:
         """Call a script that only reads. Raises as `read`."""
         try:
-            return await call_script(self._send, script, keys, arguments)
+            return await call_script(self._send, scripts[self._wake], keys, arguments)
         except ConnectionBroken as error:
             raise RedisUnavailable(str(error)) from error
 
@@ -63,7 +113,7 @@ class Commands:
         The others have been carried out all the same.
         """
         try:
-            replies = (await self._batcher.submit((("MULTI",), *commands, ("EXEC",)))).replies
+            replies = (await self._lanes.submit((("MULTI",), *commands, ("EXEC",)))).replies
         except ConnectionBroken as error:
             raise AppendOutcomeUnknown(str(error)) from error
         for reply in replies[1:-1]:
@@ -72,8 +122,25 @@ class Commands:
         return [checked(reply) for reply in checked(replies[-1])]
 
     async def _send(self, command: Command) -> Reply:
-        return (await self._batcher.submit((command,))).replies[0]
+        return (await self._lanes.submit((command,))).replies[0]
 
-    async def _carry(self, items: Sequence[Sequence[Command]]) -> Sequence[_Answer]:
-        replies = iter(await self._exchange.send([command for commands in items for command in commands]))
-        return [_Answer(list(islice(replies, len(commands)))) for commands in items]
+    def _storing_batcher(self, wire: Wire) -> Batcher[ScriptCall, _Answer]:
+        return Batcher(partial(self._carry_stores, wire), COMMANDS_A_BATCH, size_of=lambda _: 0, max_bytes=1)
+
+    async def _carry_stores(self, wire: Wire, calls: Sequence[ScriptCall]) -> list[_Answer | Exception]:
+        outcomes: list[Outcome] = await self._storing.run(wire, calls)
+        return [outcome if isinstance(outcome, Exception) else _Answer([outcome]) for outcome in outcomes]
+
+
+def _batcher(wire: Wire) -> Batcher[Unit, _Answer]:
+    async def carry(units: Sequence[Unit]) -> list[_Answer | Exception]:
+        return [answer if isinstance(answer, Redirect) else _Answer(answer) for answer in await wire.send(units)]
+
+    return Batcher(carry, COMMANDS_A_BATCH, size_of=lambda _: 0, max_bytes=1)
+
+
+def _key_of(unit: Unit) -> str | bytes:
+    command = unit[1] if unit[0][0] == "MULTI" else unit[0]
+    key = command[KEY_AT.get(str(command[0]), 1)]
+    assert not isinstance(key, int), f"{command[0]!r} has its key elsewhere"
+    return key

@@ -115,7 +115,7 @@ class Connector:
         )
 
     async def open(self, connection: AbstractConnection) -> None:
-        """Connect to what is the primary now. The caller bounds the time. Raises RedisError, OSError or TimeoutError."""
+        """Connect, to what is the primary now. The caller bounds the time. Raises RedisError, OSError, TimeoutError."""
         if self._sentinels is None:
             await connection.connect()  # type: ignore[no-untyped-call]
             return

@@ -119,6 +119,7 @@ class Exchange:
         try:
             return await self._connection.read_response()
         except ResponseError as error:
-            if isinstance(error, ReadOnlyError):
+            # A script's error begins with its place (6.2), so that the library does not know it.
+            if isinstance(error, ReadOnlyError) or "READONLY " in str(error):
                 self._demoted = True
             return error

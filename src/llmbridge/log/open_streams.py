@@ -45,6 +45,7 @@ class OpenStreams:
             self._sweep,
             (self._keys.open_index(partition), self._keys.kept_alive(partition)),
             (after_member, at_most, f"{self._keys.prefix}:stream:{tag}:", f"{self._keys.prefix}:session:{tag}:"),
+            sees_all_keys=False,
         )
         streams = tuple(
             OpenStream(self._keys.name_of_open(member.decode()), last_id.decode(), int(heard_ms))

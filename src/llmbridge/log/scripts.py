@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from importlib import resources
 
 from redis.exceptions import NoScriptError, ResponseError
@@ -12,17 +13,27 @@ from llmbridge.errors import RedisUnavailable
 from llmbridge.log.exchange import Command, Reply
 
 _CANT_SERVE_NOW = re.compile(
-    r"(?:^|[ -])(OOM|READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|BUSY|NOPERM) "
+    r"(?:^|[ -])(?:OOM|READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|ASK|MOVED|NOREPLICAS|MISCONF|BUSY|NOPERM) "
+    r"|attempted to access a non local key"
 )
-"""Error codes with which Redis refuses a command before doing any of it, until somebody or time helps. A script's
-error carries the code at its beginning (7.0) or after the place in the script (6.2)."""
+"""Errors with which Redis refuses a command before doing any of it, until somebody or time helps. A script's error
+carries the code at its beginning (7.0) or after the place in the script (6.2). The last is what a script says that
+looks at a key of a slot that is being moved."""
+
+
+class Wake(Enum):
+    """How the scripts wake readers (lua/wake_*.lua)."""
+
+    PUBLISH = "publish"
+    SPUBLISH = "spublish"
+    AFTER = "after"
+    """They answer {answer, [channel, message, …]} instead, to be published when replicas have what was stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script with the parts that it shares with others before it."""
+    """A script with the parts that it shares with others before it, woken up by in one way."""
 
-    name: str
     source: str
     digest: str
 
@@ -35,11 +46,27 @@ class Script:
         return ("EVAL", self.source, len(keys), *keys, *arguments)
 
 
-def load_script(name: str, *shared: str) -> Script:
+Scripts = Mapping[Wake, Script]
+"""One script, in each way of waking readers."""
+
+
+def load_script(name: str, *shared: str) -> Scripts:
     """Read lua/<name>.lua, and put stream.lua and the other `shared` parts before it."""
     folder = resources.files("llmbridge.log") / "lua"
-    source = "".join((folder / f"{part}.lua").read_text() for part in ("stream", *shared, name))
-    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+    def text(*parts: str) -> str:
+        return "".join((folder / f"{part}.lua").read_text() for part in parts)
+
+    def script(*parts: str) -> Script:
+        source = text(*parts)
+        return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+    proper = ("stream", *shared, name)
+    return {
+        Wake.PUBLISH: script("wake_publish", *proper),
+        Wake.SPUBLISH: script("wake_spublish", *proper),
+        Wake.AFTER: script("wake_after", *proper, "wake_after_end"),
+    }
 
 
 async def call_script(
@@ -58,9 +85,14 @@ async def call_script(
 def checked(reply: Reply) -> Reply:
     """Return a reply that is no error; raises as `call_script` does."""
     if isinstance(reply, ResponseError):
-        # redis-py takes the code off the text of those errors that it has a class for.
-        raise refusal(f"{reply.status_code or ''} {reply}".lstrip()) or reply
+        raise error_of(reply)
     return reply
+
+
+def error_of(reply: ResponseError) -> RedisUnavailable | ResponseError:
+    """Tell what an error reply means."""
+    # redis-py takes the code off the text of those errors that it has a class for.
+    return refusal(f"{reply.status_code or ''} {reply}".lstrip()) or reply
 
 
 def refusal(message: str) -> RedisUnavailable | None:

@@ -54,7 +54,7 @@ class SealLog:
         """
         stream = self._keys.stream(name)
         defaults = self._defaults
-        reply = await self._commands.call(
+        reply = await self._commands.store(
             self._seal,
             (stream.log, stream.open_index, stream.session_index, self._keys.kept_alive_of(name), stream.feed),
             (

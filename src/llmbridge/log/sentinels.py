@@ -35,7 +35,9 @@ class Sentinels:
         for address in tuple(self._addresses):
             try:
                 # The library's own asks, and reads the answer: it takes a primary that is down for none.
-                asked = Sentinel([(address.host, address.port)], sentinel_kwargs=self._options)
+                asked = Sentinel(  # type: ignore[no-untyped-call]
+                    [(address.host, address.port)], sentinel_kwargs=self._options
+                )
                 try:
                     host, port = await asked.discover_master(self._service)
                 finally:

@@ -58,7 +58,7 @@ class StreamLog:
     ) -> int:
         """Create an empty stream; returns its incarnation. Raises StreamExists."""
         stream = self._keys.stream(name)
-        reply = await self._commands.call(
+        reply = await self._commands.store(
             self._create,
             (stream.log, stream.open_index, stream.session_index, stream.feed),
             (
@@ -109,7 +109,7 @@ class StreamLog:
     async def delete(self, name: StreamName) -> bool:
         """Delete a stream; False when there was none."""
         stream = self._keys.stream(name)
-        reply = await self._commands.call(
+        reply = await self._commands.store(
             self._delete,
             (stream.log, stream.open_index, stream.session_index, self._keys.kept_alive_of(name)),
             (stream.open_member, stream.session_member),

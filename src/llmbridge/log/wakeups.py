@@ -1,4 +1,4 @@
-"""Wake-ups: Redis Pub/Sub from the scripts, one channel per stream, one connection per process.
+"""Wake-ups: Redis Pub/Sub from the scripts, one channel per stream, one connection per process and server.
 
 They may be lost at any time without losing a token: who is told nothing reads the log sooner or later. So nothing here
 retries a message; a broken connection is made anew, every channel subscribed again, and every listener told to look.
@@ -8,11 +8,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from redis.exceptions import RedisError
 
-from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Connector, pause_seconds
+from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector
 from llmbridge.model.records import Run
+from llmbridge.redis_url import Address
 
 PING_SECONDS = 5.0
 """A connection on which nothing came for so long is asked for a sign of life, and given up after as long again."""
@@ -64,12 +66,54 @@ class Subscription:
         self.confirmed = asyncio.Event()
 
 
-class WakeUps:
-    """Subscribes and dispatches. `run` must be running."""
+class SlotGone(RedisError):
+    """The server has ended a subscription by itself: another one has the slot now."""
 
-    def __init__(self, connector: Connector) -> None:
+
+class Channels(Protocol):
+    """Where to listen. May be told from any task; nothing here waits."""
+
+    def subscribe(self, channel: str, listener: Listener) -> Subscription:
+        """Listen to a channel, at most once each. Wait for `confirmed` before reading the log."""
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Stop listening."""
+
+    async def run(self) -> None:
+        """Keep connections and dispatch their messages until cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What subscribing and messages are called, which differs on a cluster."""
+
+    subscribe: bytes
+    unsubscribe: bytes
+    subscribed: bytes
+    unsubscribed: bytes
+    message: bytes
+
+
+PUB_SUB = Dialect(b"SUBSCRIBE", b"UNSUBSCRIBE", b"subscribe", b"unsubscribe", b"message")
+
+
+class WakeUps:
+    """Subscribes and dispatches over one connection. `run` must be running.
+
+    `troubled` is called whenever it fails, with the error.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        dialect: Dialect = PUB_SUB,
+        address: Address | None = None,
+        troubled: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
         self._connector = connector
-        self._connection = connector.make("wakeups")
+        self._connection = connector.make("wakeups", address)
+        self._dialect = dialect
+        self._troubled = troubled
         self._subscriptions: dict[bytes, Subscription] = {}
         # A channel may be dropped and wanted again before Redis confirms either; only the last word counts.
         self._unconfirmed: dict[bytes, int] = {}
@@ -80,19 +124,29 @@ class WakeUps:
     def subscribe(self, channel: str, listener: Listener) -> Subscription:
         """Listen to a channel, at most once each. Wait for `confirmed` before reading the log."""
         subscription = Subscription(channel.encode(), listener)
-        self._subscriptions[subscription.channel] = subscription
-        self._post(b"SUBSCRIBE", subscription.channel)
+        self.add(subscription)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Stop listening."""
-        if self._subscriptions.get(subscription.channel) is subscription:
-            del self._subscriptions[subscription.channel]
-            self._post(b"UNSUBSCRIBE", subscription.channel)
+        if self.forget(subscription):
+            self._post(self._dialect.unsubscribe, subscription.channel)
+
+    def add(self, subscription: Subscription) -> None:
+        """Listen on behalf of a subscription that was made elsewhere."""
+        self._subscriptions[subscription.channel] = subscription
+        self._post(self._dialect.subscribe, subscription.channel)
+
+    def forget(self, subscription: Subscription) -> bool:
+        """Stop listening without telling the server, which does not have the channel any more; False if it did not."""
+        if self._subscriptions.get(subscription.channel) is not subscription:
+            return False
+        del self._subscriptions[subscription.channel]
+        return True
 
     async def run(self) -> None:
         """Keep a connection and dispatch its messages until cancelled."""
-        failures = 0
+        breaker = Breaker()
         try:
             while True:
                 began = asyncio.get_running_loop().time()
@@ -102,13 +156,14 @@ class WakeUps:
                     await self._talk()
                 except (RedisError, OSError, TimeoutError) as error:
                     logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", error)
+                    self._troubled(error)
                 await self._connection.disconnect(nowait=True)
                 self._start_over()
                 if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_SECONDS:
                     # It worked for a while. Where Redis refuses to subscribe, connecting alone proves nothing.
-                    failures = 0
-                failures += 1
-                await asyncio.sleep(pause_seconds(failures))
+                    breaker.succeeded()
+                breaker.failed()
+                await asyncio.sleep(breaker.pause_left)
         finally:
             await self._connection.disconnect(nowait=True)
 
@@ -139,7 +194,7 @@ class WakeUps:
         self._unconfirmed.clear()
         for subscription in self._subscriptions.values():
             subscription.confirmed.clear()
-            self._post(b"SUBSCRIBE", subscription.channel)
+            self._post(self._dialect.subscribe, subscription.channel)
 
     async def _send(self) -> None:
         while True:
@@ -147,7 +202,7 @@ class WakeUps:
             self._outbox_filled.clear()
             outbox, self._outbox = self._outbox, []
             for verb, channel in outbox:
-                if verb == b"SUBSCRIBE":
+                if verb == self._dialect.subscribe:
                     self._unconfirmed[channel] = self._unconfirmed.get(channel, 0) + 1
             await self._connection.send_packed_command(self._connection.pack_commands(outbox), check_health=False)
 
@@ -172,15 +227,21 @@ class WakeUps:
 
     def _dispatch(self, reply: list[bytes]) -> None:
         kind, channel, message = reply[0], reply[1], reply[-1]
-        if kind == b"message":
+        if kind == self._dialect.message:
             subscription = self._subscriptions.get(channel)
             if subscription is not None:
                 subscription.listener(message)
-        elif kind == b"subscribe":
+        elif kind == self._dialect.subscribed:
             self._unconfirmed[channel] -= 1
             if self._unconfirmed[channel] == 0:
                 del self._unconfirmed[channel]
                 self._confirm(channel)
+        elif kind == self._dialect.unsubscribed and self._is_confirmed(channel):
+            raise SlotGone(f"it does not have {channel.decode(errors='replace')} any more")
+
+    def _is_confirmed(self, channel: bytes) -> bool:
+        subscription = self._subscriptions.get(channel)
+        return subscription is not None and subscription.confirmed.is_set() and channel not in self._unconfirmed
 
     def _confirm(self, channel: bytes) -> None:
         subscription = self._subscriptions.get(channel)

@@ -18,10 +18,10 @@ from llmbridge.groups.watchers import Watchers
 from llmbridge.hub.connections import Connections
 from llmbridge.hub.fanout import Fanout
 from llmbridge.log.appending import AppendLog, LogDefaults
+from llmbridge.log.cluster import WrongRedis
+from llmbridge.log.cluster_wakeups import channels_of
 from llmbridge.log.commands import Commands
-from llmbridge.log.connections import Connector
 from llmbridge.log.dead_letters import DeadLetterLog
-from llmbridge.log.exchange import Exchange
 from llmbridge.log.feed import FeedLog
 from llmbridge.log.group_state import GroupStates
 from llmbridge.log.groups import GroupLog, GroupPolicy, GroupSettings
@@ -30,8 +30,8 @@ from llmbridge.log.open_streams import OpenStreams
 from llmbridge.log.partitions import PartitionRecord
 from llmbridge.log.reading import LogReader
 from llmbridge.log.sealing import SealLog
+from llmbridge.log.servers import ReplicaAcks, Servers
 from llmbridge.log.streams import StreamLog
-from llmbridge.log.wakeups import WakeUps
 from llmbridge.log.watching import RedisWatch
 from llmbridge.produce.append import Produce
 from llmbridge.produce.lost import LostProducers
@@ -66,18 +66,16 @@ class Bridge:
     def __init__(self, settings: Settings, redis_url: str) -> None:
         self._settings = settings
         keys = Keys(settings.key_prefix, settings.partitions)
-        timeout_seconds = settings.redis_timeout_ms / 1000
+        acks = ReplicaAcks(settings.replica_acks, settings.replica_ack_timeout_ms)
         try:
-            connector = Connector(redis_url, timeout_seconds)
-            self._append_exchange = Exchange(connector, "append", timeout_seconds)
-            self._command_exchange = Exchange(connector, "commands", timeout_seconds)
-            self._wake_ups = WakeUps(connector)
+            self._servers = Servers(redis_url, settings.redis_timeout_ms / 1000, acks)
         except (ValueError, TypeError) as error:
             raise CannotStart(f"REDIS_URL: {error}") from None
         defaults = LogDefaults(settings.retention_ms, settings.stream_max_length or 0, settings.max_stream_tokens)
         wire = ProtoWire()
-        self._append_log = AppendLog(self._append_exchange, keys, defaults)
-        self._commands = Commands(self._command_exchange)
+        self._wake_ups = channels_of(self._servers)
+        self._append_log = AppendLog(self._servers, keys, defaults)
+        self._commands = Commands(self._servers)
         log_reader = LogReader(self._commands)
         seal_log = SealLog(self._commands, keys, defaults)
         group_log = GroupLog(
@@ -188,6 +186,7 @@ class Bridge:
     async def _background(self) -> AsyncIterator[None]:
         """Run what serves the calls, for longer than the last of them."""
         runs = {
+            "servers": self._servers.run,
             "append": self._append_log.run,
             "commands": self._commands.run,
             "wake-ups": self._wake_ups.run,
@@ -196,22 +195,21 @@ class Bridge:
             "lost producers": self._lost_producers.run,
             "partition record": self._partition_record.run,
         }
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(run(), name=name) for name, run in runs.items()]
-                yield
-                for task in tasks:
-                    task.cancel()
-        finally:
-            await self._append_exchange.close()
-            await self._command_exchange.close()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run(), name=name) for name, run in runs.items()]
+            yield
+            for task in tasks:
+                task.cancel()
 
     async def _wait_for_redis(self) -> None:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + REDIS_START_SECONDS
         while True:
             try:
+                await self._servers.prepare()
                 await self._partition_record.agree()
+            except WrongRedis as error:
+                raise CannotStart(f"REDIS_URL: {error}") from None
             except RedisUnavailable as error:
                 if loop.time() >= give_up_at:
                     raise CannotStart(f"{error.message}. Check REDIS_URL, or REDIS_HOST and REDIS_PORT") from error

@@ -41,6 +41,7 @@ local function duplicate(keys, last, request, compare)
   if compare and first == request.first and entry.sequence == sequence and entry.fields.h ~= request.checksum then
     return {'conflict', whole(request.first)}
   end
+  wake_readers_again(keys.log)
   return {'duplicate', last.incarnation, whole(sequence), checksum}
 end
 

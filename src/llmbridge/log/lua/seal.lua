@@ -14,6 +14,7 @@ local expected_id, silence_ms = ARGV[10], tonumber(ARGV[11])
 
 local last = last_entry(keys.log)
 if last and last.fields.s then
+  wake_readers_again(keys.log)
   return {'sealed', last.incarnation, whole(last.sequence), last.fields.c, last.fields.f, last.fields.s}
 end
 if expected_id ~= '' then

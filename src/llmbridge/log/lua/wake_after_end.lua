@@ -1,0 +1,7 @@
+
+end
+
+-- Answers {what the script proper answers, {channel, message, …}}
+local answered = answer()
+write_something()
+return {answered, wake_ups}

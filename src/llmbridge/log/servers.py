@@ -1,0 +1,42 @@
+"""The Redis servers of one bridge: a single one (by address or by way of sentinels) or the nodes of a cluster."""
+
+from dataclasses import dataclass
+
+from llmbridge.log.cluster import Cluster
+from llmbridge.log.connections import Connector
+from llmbridge.log.scripts import Wake
+from llmbridge.redis_url import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAcks:
+    """How many replicas must have a write before it counts as stored, and for how long to wait for them."""
+
+    replicas: int = 0
+    timeout_ms: int = 0
+
+
+NO_REPLICA_ACKS = ReplicaAcks()
+
+
+class Servers:
+    """What everything that talks to Redis has in common. Raises ValueError or TypeError for a bad URL."""
+
+    def __init__(self, url: str, timeout_seconds: float, acks: ReplicaAcks = NO_REPLICA_ACKS) -> None:
+        self.connector = Connector(url, timeout_seconds)
+        self.timeout_seconds = timeout_seconds
+        self.acks = acks
+        is_cluster = self.connector.url.topology is Topology.CLUSTER
+        self.cluster = Cluster(self.connector, timeout_seconds) if is_cluster else None
+        self.wake = Wake.SPUBLISH if is_cluster else Wake.PUBLISH
+        """How scripts wake readers that store nothing which a replica must have first."""
+
+    async def prepare(self) -> None:
+        """Find out what must be known before the first command. Raises RedisUnavailable or WrongRedis."""
+        if self.cluster is not None:
+            await self.cluster.load()
+
+    async def run(self) -> None:
+        """Keep it up to date until cancelled, where there is anything to keep."""
+        if self.cluster is not None:
+            await self.cluster.run()
