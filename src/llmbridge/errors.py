@@ -25,7 +25,6 @@
     └── Unavailable               trying again helps
         ├── RedisUnavailable
         ├── AppendOutcomeUnknown
-        │   └── NotReplicated
         ├── Draining
         └── ConnectionIdle
 
@@ -286,26 +285,14 @@ class RedisUnavailable(Unavailable):
 
 
 class AppendOutcomeUnknown(Unavailable):
-    """The connection failed after a write was sent: it may have been carried out or not."""
+    """A write may have been carried out or not, or may not last: the connection failed, or replicas were too late."""
 
     reason = "APPEND_OUTCOME_UNKNOWN"
     retry_after_ms = 100
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, problem: str) -> None:
         super().__init__(
-            f"the connection to Redis failed ({detail}) before it answered: the write may be stored or not; "
-            "send the same request again with the same sequence numbers"
-        )
-
-
-class NotReplicated(AppendOutcomeUnknown):
-    """The write was carried out, but too few replicas have it yet: a failover now would lose it."""
-
-    def __init__(self, replicas: int, wanted: int) -> None:
-        Unavailable.__init__(
-            self,
-            f"only {replicas} of {wanted} replicas have the write so far: it may be stored or not; "
-            "send the same request again with the same sequence numbers",
+            f"{problem}: the write may be stored or not; send the same request again with the same sequence numbers"
         )
 
 

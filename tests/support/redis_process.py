@@ -1,6 +1,7 @@
 """Real redis-servers for tests, each in a directory of its own, on a Unix socket and (for proxies) a loopback port."""
 
 import random
+import re
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,10 +20,18 @@ PORTS = (12_000, 22_000)
 """A cluster's bus listens 10,000 above."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Binary:
     name: str
     path: Path
+
+    @cached_property
+    def version(self) -> tuple[int, ...]:
+        """Major and minor."""
+        said = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=True).stdout
+        found = re.search(r"v=(\d+)\.(\d+)", said)
+        assert found, said
+        return tuple(map(int, found.groups()))
 
 
 def binaries() -> dict[str, Binary]:

@@ -153,3 +153,18 @@ async def test_sources_that_follow_each_other_closely_share_a_batch() -> None:
         assert await asyncio.gather(*held_back) == [4, 6, 8]
         assert exchange.batches == [[1], [2, 3, 4]]
         assert LINGER_SECONDS * 0.9 < loop.time() - began < 3 * LINGER_SECONDS
+
+
+async def test_one_that_is_finished_carries_what_waits_and_ends() -> None:
+    exchange = Exchange()
+    batcher = Batcher(exchange.carry, 1, abs, 100)
+    run = asyncio.create_task(batcher.run())
+    tasks = await _submitted(batcher, 1, 2, 3)
+    batcher.finish()
+    with pytest.raises(RedisUnavailable, match="stopped"):
+        await batcher.submit(4)
+    exchange.go.set()
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*tasks) == [2, 4, 6]
+        await run
+    assert exchange.batches == [[1], [2], [3]]

@@ -118,6 +118,11 @@ def test_several_bad_values_are_all_named(monkeypatch: pytest.MonkeyPatch) -> No
         ),
         ({"max_retention_ms": 86_399_999}, ["REDIS_STREAM_RETENTION_MS", "LLMBRIDGE_MAX_RETENTION_MS (86399999)"]),
         ({"redis_url": "redis://a", "redis_host": "b"}, ["REDIS_URL", "REDIS_HOST"]),
+        ({"replica_acks": 1}, ["LLMBRIDGE_REPLICA_ACKS", "embedded Redis"]),
+        (
+            {"redis_url": "redis://a", "replica_acks": 1, "replica_ack_timeout_ms": 2_000},
+            ["LLMBRIDGE_REPLICA_ACK_TIMEOUT_MS (2000)", "LLMBRIDGE_REDIS_TIMEOUT_MS (2000)"],
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_both_named(flags: dict[str, Any], named: list[str]) -> None:

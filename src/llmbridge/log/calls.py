@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from llmbridge.errors import NotReplicated, RedisUnavailable
+from llmbridge.errors import AppendOutcomeUnknown, RedisUnavailable
 from llmbridge.log.exchange import Command, ConnectionBroken, Reply
 from llmbridge.log.lanes import Redirect, Unit, Wire
 from llmbridge.log.scripts import Scripts, Wake, error_of
@@ -15,7 +15,7 @@ from llmbridge.log.servers import Servers
 logger = logging.getLogger(__name__)
 
 Outcome = Reply | Exception
-"""A script's answer; or Redirect, RedisUnavailable, NotReplicated or ResponseError."""
+"""A script's answer; or Redirect, RedisUnavailable, AppendOutcomeUnknown or ResponseError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,9 @@ class Storing:
                 settled.append(answer)
                 wake_ups += [(self._wake_up(*pair),) for pair in zip(messages[::2], messages[1::2], strict=True)]
             else:
-                settled.append(NotReplicated(replicas if isinstance(replicas, int) else 0, self._acks.replicas))
+                settled.append(
+                    AppendOutcomeUnknown(f"{replicas} replicas have the write yet, and {self._acks.replicas} must")
+                )
         if wake_ups:
             try:
                 await wire.send(wake_ups)

@@ -50,10 +50,13 @@ class ClusterWakeUps:
 
     async def run(self) -> None:
         """Keep the connections and dispatch their messages until cancelled."""
-        async with asyncio.TaskGroup() as self._group:
-            for address in self._nodes:
-                self._start(self._group, address)
-            await asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                for address in self._nodes:
+                    self._start(self._group, address)
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._group = None
 
     def _place(self, subscription: Subscription) -> None:
         address = self._cluster.owner(slot_of(subscription.channel))
@@ -81,7 +84,7 @@ class ClusterWakeUps:
                 task.cancel()
 
     def _hear_of_trouble(self, error: Exception) -> None:
-        if isinstance(error, MovedError):
+        if isinstance(error, MovedError) and error.host:
             self._cluster.moved(error.slot_id, Address(error.host, error.port))
         self._cluster.trouble()
 

@@ -43,10 +43,12 @@ class Commands:
 
     async def run(self) -> None:
         """Carry commands until cancelled."""
+        if self._stores is None:
+            await self._lanes.run()
+            return
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._lanes.run(), name="commands")
-            if self._stores is not None:
-                tasks.create_task(self._stores.run(), name="stores")
+            tasks.create_task(self._stores.run(), name="stores")
 
     async def read(self, *command: str | bytes | int) -> Reply:
         """Send a command that may be repeated without harm.
@@ -89,7 +91,7 @@ class Commands:
             raise AppendOutcomeUnknown(str(error)) from error
 
     async def store(self, scripts: Scripts, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Reply:
-        """Call a script whose answer promises something about a log. Raises as `call`, and NotReplicated.
+        """Call a script whose answer promises something about a log. Raises as `call`.
 
         With replica acks the answer is given only when so many replicas have what it says; then readers are woken.
         """

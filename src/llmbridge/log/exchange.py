@@ -11,7 +11,7 @@ from hiredis import pack_command
 from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 
 from llmbridge.errors import RedisUnavailable
-from llmbridge.log.connections import Breaker, Connector
+from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector
 from llmbridge.redis_url import Address
 
 Command = tuple[str | bytes | int, ...]
@@ -43,6 +43,7 @@ class Exchange:
         self._timeout_seconds = timeout_seconds
         self._troubled = troubled
         self._demoted = False
+        self._connected_at = 0.0
 
     async def send(self, commands: Sequence[Command]) -> list[Reply]:
         """Send commands and return their replies.
@@ -63,7 +64,9 @@ class Exchange:
             raise RedisUnavailable(f"it is loading its data: {error}") from error
         except (RedisError, OSError, TimeoutError) as error:
             await self._give_up()
-            raise ConnectionBroken(f"{type(error).__name__}: {error}") from error
+            raise ConnectionBroken(
+                f"the connection failed before Redis answered, {type(error).__name__}: {error}"
+            ) from error
         except BaseException:
             # Cancelled between command and reply: what comes next on this connection answers an earlier question.
             await self._connection.disconnect(nowait=True)
@@ -73,10 +76,13 @@ class Exchange:
                 await self.renew()
 
     async def renew(self) -> None:
-        """Connect anew before the next batch: this server is no primary any more, another one may be."""
+        """Connect anew before the next batch: this server is no primary any more, another one may be.
+
+        Not where it was connected to just now: meanwhile it can be read from.
+        """
         self._demoted = False
-        await self._connection.disconnect(nowait=True)
-        self.breaker.failed()
+        if asyncio.get_running_loop().time() - self._connected_at > LONGEST_PAUSE_SECONDS:
+            await self._connection.disconnect(nowait=True)
         self._troubled()
 
     async def close(self) -> None:
@@ -114,6 +120,7 @@ class Exchange:
             await self._connection.disconnect(nowait=True)
             raise
         self.breaker.succeeded()
+        self._connected_at = asyncio.get_running_loop().time()
 
     async def _reply(self) -> Reply:
         try:

@@ -42,6 +42,7 @@ class Wire:
     def __init__(self, servers: Servers, purpose: str, address: Address | None, asking: bool) -> None:
         cluster = servers.cluster
         troubled = cluster.trouble if cluster is not None else lambda: None
+        self.address = address
         name = f"{purpose}-asking" if asking else purpose
         self.exchange = Exchange(servers.connector, name, servers.timeout_seconds, address, troubled)
         self._asking = asking
@@ -85,6 +86,10 @@ class _Lane(Generic[Item, Result]):
     wire: Wire
     batcher: Batcher[Item, Result]
 
+    @property
+    def host(self) -> str:
+        return self.wire.address.host if self.wire.address is not None else ""
+
     def submit(self, item: Item) -> Awaitable[Result]:
         # While Redis can't be reached, nobody waits in a queue to be told so.
         self.wire.exchange.breaker.raise_if_open()
@@ -106,6 +111,7 @@ class Lanes(Generic[Item, Result]):
         self._cluster = servers.cluster
         self._lanes: dict[tuple[Address | None, bool], _Lane[Item, Result]] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        self._stopped = False
         self._only = self._lane(None, False) if self._cluster is None else None
         if self._cluster is not None:
             self._cluster.watch(self._retire)
@@ -125,7 +131,8 @@ class Lanes(Generic[Item, Result]):
                 return await lane.submit(item)
             except Redirect as redirect:
                 error = redirect.error
-                address = Address(error.host, error.port)
+                # A node that does not say which host means its own.
+                address = Address(error.host or lane.host, error.port)
                 if isinstance(error, MovedError):
                     self._cluster.moved(slot, address)
                     lane = self._lane(address, False)
@@ -154,10 +161,16 @@ class Lanes(Generic[Item, Result]):
 
     async def run(self) -> None:
         """Carry until cancelled; then close the connections."""
-        async with asyncio.TaskGroup() as self._tasks:
-            for lane in self._lanes.values():
-                self._start(self._tasks, lane)
-            await asyncio.get_running_loop().create_future()
+        if self._only is not None:
+            await self._only.run()
+            return
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for lane in self._lanes.values():
+                    self._start(self._tasks, lane)
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._stopped = True
 
     def _owner(self, cluster: Cluster, slot: int) -> _Lane[Item, Result]:
         address = cluster.owner(slot)
@@ -169,6 +182,8 @@ class Lanes(Generic[Item, Result]):
     def _lane(self, address: Address | None, asking: bool) -> _Lane[Item, Result]:
         lane = self._lanes.get((address, asking))
         if lane is None:
+            if self._stopped:
+                raise RedisUnavailable("this bridge has stopped")
             wire = Wire(self._servers, self._kind.purpose, address, asking)
             lane = self._lanes[address, asking] = _Lane(wire, self._kind.batcher(wire))
             if self._tasks is not None:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from llmbridge.log.cluster import Cluster
+from llmbridge.errors import RedisUnavailable
+from llmbridge.log.cluster import Cluster, WrongRedis
 from llmbridge.log.connections import Connector
+from llmbridge.log.exchange import ConnectionBroken, Exchange
 from llmbridge.log.scripts import Wake
 from llmbridge.redis_url import Topology
 
@@ -35,6 +37,19 @@ class Servers:
         """Find out what must be known before the first command. Raises RedisUnavailable or WrongRedis."""
         if self.cluster is not None:
             await self.cluster.load()
+        elif await self._is_part_of_a_cluster():
+            raise WrongRedis("it is a node of a Redis Cluster: use redis+cluster:// or rediss+cluster://")
+
+    async def _is_part_of_a_cluster(self) -> bool:
+        exchange = Exchange(self.connector, "check", self.timeout_seconds)
+        try:
+            [info] = await exchange.send([("INFO", "cluster")])
+        except ConnectionBroken as error:
+            raise RedisUnavailable(str(error)) from error
+        finally:
+            await exchange.close()
+        # A user that may not ask is taken at its word.
+        return isinstance(info, bytes) and b"cluster_enabled:1" in info
 
     async def run(self) -> None:
         """Keep it up to date until cancelled, where there is anything to keep."""
