@@ -43,7 +43,7 @@ async def running_bridge(redis_url: str, *, beside: bool = False, **settings: An
     `beside`: other bridges run in the same test, whose tasks come and go, so tasks are checked when the last one ends.
     """
     before = asyncio.all_tasks()
-    loaded = Settings.load(host="127.0.0.1", port=0, **settings)
+    loaded = Settings.load(host="127.0.0.1", port=0, redis_url=redis_url, **settings)
     core = Bridge(loaded, redis_url)
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
