@@ -162,6 +162,29 @@ async def test_frozen_redis(own_bridge: RunningBridge, own_redis: RedisProcess) 
     assert (await received.read(call)).text == "ab"
 
 
+async def test_while_one_attempt_hangs_nobody_else_waits(own_bridge: RunningBridge, own_redis: RedisProcess) -> None:
+    lane: Any = own_bridge.core._append_log._lanes._only
+    breaker = lane.wire.exchange.breaker
+    await produce(own_bridge.bridge, STREAM, "a", first=1)
+    own_redis.freeze()
+    try:
+        for _ in range(2):
+            await failure(produce(own_bridge.bridge, STREAM, "b", first=2))
+        assert breaker.failures > 0
+        await asyncio.sleep(breaker.pause_left + 0.01)
+        trying = asyncio.create_task(failure(produce(own_bridge.bridge, STREAM, "b", first=2)))
+        await until(lambda: breaker._trying)
+        for _ in range(5):
+            began = time.monotonic()
+            assert (await failure(produce(own_bridge.bridge, STREAM, "b", first=2))).reason == "REDIS_UNAVAILABLE"
+            assert time.monotonic() - began < 0.2
+        assert not trying.done()
+        assert (await trying).reason == "REDIS_UNAVAILABLE"
+    finally:
+        own_redis.thaw()
+    assert (await produce_surely(own_bridge, "b", 2)).last_sequence == 2
+
+
 async def test_an_idle_connection_that_redis_closed_puts_nothing_in_doubt(
     own_bridge: RunningBridge, own_redis: RedisProcess
 ) -> None:

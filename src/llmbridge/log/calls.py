@@ -51,23 +51,29 @@ class Storing:
         answers, replicas = await self._send(wire, [call.by_digest(self._wake) for call in calls])
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:
-            again, replicas = await self._send(wire, [calls[i].with_source(self._wake) for i in missing])
+            again, also = await self._send(wire, [calls[i].with_source(self._wake) for i in missing])
+            # The second may have gone to another primary: each vouches for its own.
+            replicas = min(replicas, also)
             for i, answer in zip(missing, again, strict=True):
                 answers[i] = answer
         outcomes = [error_of(answer) if isinstance(answer, ResponseError) else answer for answer in answers]
         return await self._settled(wire, outcomes, replicas) if self._acks.replicas else outcomes
 
-    async def _send(self, wire: Wire, units: list[Unit]) -> tuple[list[Outcome], Outcome]:
-        """Send scripts, and WAIT right behind them: it concerns what was written before on the same connection."""
+    async def _send(self, wire: Wire, units: list[Unit]) -> tuple[list[Outcome], int]:
+        """Send scripts, and WAIT right behind them: it concerns what was written before on the same connection.
+
+        Gives the scripts' answers and how many replicas have what they wrote.
+        """
         if self._acks.replicas:
             units.append((("WAIT", self._acks.replicas, self._acks.timeout_ms),))
         answers = [answer if isinstance(answer, Redirect) else answer[0] for answer in await wire.send(units)]
-        return answers, answers.pop() if self._acks.replicas else 0
+        replicas = answers.pop() if self._acks.replicas else 0
+        return answers, replicas if isinstance(replicas, int) else 0
 
-    async def _settled(self, wire: Wire, outcomes: Sequence[Outcome], replicas: Outcome) -> list[Outcome]:
+    async def _settled(self, wire: Wire, outcomes: Sequence[Outcome], replicas: int) -> list[Outcome]:
         settled: list[Outcome] = []
         wake_ups: list[Unit] = []
-        enough = isinstance(replicas, int) and replicas >= self._acks.replicas
+        enough = replicas >= self._acks.replicas
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 settled.append(outcome)

@@ -15,7 +15,7 @@ from redis.exceptions import AskError, MovedError
 from llmbridge.errors import RedisUnavailable
 from llmbridge.log.batcher import Batcher
 from llmbridge.log.cluster import Cluster, slot_of
-from llmbridge.log.exchange import Command, Exchange, Reply
+from llmbridge.log.exchange import Command, ConnectionBroken, Exchange, Reply
 from llmbridge.log.servers import Servers
 from llmbridge.redis_url import Address
 
@@ -144,16 +144,19 @@ class Lanes(Generic[Item, Result]):
         raise RedisUnavailable(f"the nodes do not agree on who has slot {slot}")
 
     async def submit_to_each(self, item: Item) -> dict[Address | None, Result | RedisUnavailable]:
-        """Have an item, which concerns no key, carried to every server."""
+        """Have an item, which concerns no key and may be repeated, carried to every server."""
         if self._cluster is not None and not self._cluster.addresses:
             raise RedisUnavailable("the cluster's slots are not known yet")
         addresses = [None] if self._cluster is None else list(self._cluster.addresses)
         found: dict[Address | None, Result | RedisUnavailable] = {}
         results = await asyncio.gather(*(self._to(address, item) for address in addresses), return_exceptions=True)
         for address, result in zip(addresses, results, strict=True):
-            if isinstance(result, BaseException) and not isinstance(result, RedisUnavailable):
+            if isinstance(result, ConnectionBroken):
+                found[address] = RedisUnavailable(str(result))
+            elif isinstance(result, BaseException) and not isinstance(result, RedisUnavailable):
                 raise result
-            found[address] = result
+            else:
+                found[address] = result
         return found
 
     async def _to(self, address: Address | None, item: Item) -> Result:
