@@ -4,6 +4,7 @@ Half-duplex: one batch of commands out, all their replies in. It never sends any
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, Respon
 from llmbridge.errors import RedisUnavailable
 from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector
 from llmbridge.redis_url import Address
+
+logger = logging.getLogger(__name__)
 
 Command = tuple[str | bytes | int, ...]
 Reply = Any
@@ -87,7 +90,11 @@ class Exchange:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._connection.disconnect()
+        try:
+            await self._connection.disconnect()
+        except RedisError as error:
+            # A server that hangs does not answer to the end of TLS either; nothing waits for this connection any more.
+            logger.debug("a connection was not closed in time: %s", error)
 
     async def _give_up(self) -> None:
         await self._connection.disconnect(nowait=True)
