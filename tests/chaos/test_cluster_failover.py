@@ -12,7 +12,7 @@ from tests.support.cluster import running_cluster
 from tests.support.running_bridge import RunningBridge, running_bridge
 
 SESSIONS = [f"s{i}" for i in range(24)]
-SECONDS = 8.0
+SECONDS = 6.0
 
 
 async def produce_for(bridge: RunningBridge, stream: StreamRef, until: float) -> int:

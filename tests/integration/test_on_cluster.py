@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import pytest
 import redis
 
-from tests.integration.test_dead_letters import *  # noqa: F403
 from tests.integration.test_group_service import *  # noqa: F403
-from tests.integration.test_history_errors import *  # noqa: F403
 from tests.integration.test_stop import *  # noqa: F403
 from tests.integration.test_streams_admin import *  # noqa: F403
 from tests.integration.test_subscribe import *  # noqa: F403

@@ -15,7 +15,18 @@ from llmbridge.log.servers import Servers
 from llmbridge.v1.bridge_service_pb2 import CancelRequest, SubscribeRequest
 from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest, DeleteStreamRequest
 from llmbridge.v1.stream_pb2 import StreamRef
-from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure, failure_of, produce, read_all, ref
+from tests.support.calls import (
+    PATIENCE_SECONDS,
+    STOP,
+    Received,
+    attached,
+    failure,
+    failure_of,
+    produce,
+    read_all,
+    ref,
+    until,
+)
 from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import RunningBridge, running_bridge
 from tests.support.sentinels import SERVICE, Watched, watched
@@ -55,9 +66,8 @@ async def serving(servers: Watched, prefix: str, **settings: Any) -> AsyncIterat
         yield running
 
 
-async def produce_all(bridge: RunningBridge, stream: StreamRef, tokens: int) -> Counter[str]:
+async def produce_all(bridge: RunningBridge, stream: StreamRef, tokens: int, refused: Counter[str]) -> None:
     """Produce as a client does that retries what is UNAVAILABLE; counts why it had to."""
-    refused: Counter[str] = Counter()
     for number in range(1, tokens + 2):
         while True:
             try:
@@ -71,7 +81,6 @@ async def produce_all(bridge: RunningBridge, stream: StreamRef, tokens: int) -> 
             else:
                 break
         await asyncio.sleep(0.01)
-    return refused
 
 
 async def produce_one(bridge: RunningBridge, stream: StreamRef, number: int, tokens: int) -> None:
@@ -87,18 +96,19 @@ async def test_a_failover_under_load_loses_nothing_that_the_replica_acknowledged
         async with serving(servers, key_prefix, replica_acks=1, replica_ack_timeout_ms=300) as bridge:
             streams = [ref(f"{i}") for i in range(8)]
             calls = [await attached(bridge.bridge, SubscribeRequest(stream=stream)) for stream in streams]
+            refused: Counter[str] = Counter()
             async with asyncio.TaskGroup() as tasks, asyncio.timeout(2 * PATIENCE_SECONDS):
                 reading = [tasks.create_task(Received().read(call)) for call in calls]
-                producing = [tasks.create_task(produce_all(bridge, stream, TOKENS)) for stream in streams]
+                for stream in streams:
+                    tasks.create_task(produce_all(bridge, stream, TOKENS, refused))
                 await asyncio.sleep(0.3)
                 killed = servers.kill_primary()
                 await asyncio.to_thread(servers.wait_for_failover, killed)
+                assert refused["REDIS_UNAVAILABLE"] > 0
                 # Until it is back, as a replica, nothing can be stored that would outlive the new primary.
+                await until(lambda: refused["APPEND_OUTCOME_UNKNOWN"])
                 killed.config["replicaof"] = f"127.0.0.1 {servers.primary.port}"
                 await asyncio.to_thread(killed.start)
-            refused = sum((task.result() for task in producing), Counter())
-            assert refused["REDIS_UNAVAILABLE"] > 0
-            assert refused["APPEND_OUTCOME_UNKNOWN"] > 0
             assert [task.result().text for task in reading] == ["".join(f"{i} " for i in range(1, TOKENS + 1))] * 8
 
 

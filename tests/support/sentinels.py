@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from tests.support.redis_process import Binary, RedisProcess
 
 SERVICE = "tokens"
-DOWN_AFTER_MS = 800
+DOWN_AFTER_MS = 1_500
+"""Sentinels ping every second, and a new primary for the first time after one: with less they take it for dead."""
 START_SECONDS = 10.0
 
 
