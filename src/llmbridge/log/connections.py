@@ -32,6 +32,19 @@ def pause_seconds(failures: int) -> float:
     return float(_BACKOFF.compute(min(failures - 1, _FAILURES_AT_LONGEST)))
 
 
+class NotSent(ConnectionError):
+    """The connection had ended before anything was sent on it."""
+
+
+async def write(connection: AbstractConnection, packed: bytes) -> None:
+    """Send packed commands. Raises NotSent where the connection turns out to have ended, else what redis-py does."""
+    try:
+        await connection.send_packed_command(packed, check_health=False)
+    except RuntimeError as error:
+        # How uvloop tells that the peer has reset a connection: its transport takes nothing any more.
+        raise NotSent(str(error)) from error
+
+
 class Breaker:
     """When something that failed may be tried again: one attempt at a time, each after a longer pause than the last.
 

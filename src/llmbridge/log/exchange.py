@@ -12,7 +12,7 @@ from hiredis import pack_command
 from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 
 from llmbridge.errors import RedisUnavailable
-from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector
+from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector, NotSent, write
 from llmbridge.redis_url import Address
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Exchange:
             await self._connect()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await self._connection.send_packed_command(packed, check_health=False)
+                await self._write(packed)
                 return [await self._reply() for _ in commands]
         except BusyLoadingError as error:
             await self._give_up()
@@ -95,6 +95,15 @@ class Exchange:
         except RedisError as error:
             # A server that hangs does not answer to the end of TLS either; nothing waits for this connection any more.
             logger.debug("a connection was not closed in time: %s", error)
+
+    async def _write(self, packed: bytes) -> None:
+        try:
+            await write(self._connection, packed)
+        except NotSent:
+            # Reset while it was idle. Nothing is in doubt, so nobody need be told.
+            await self._connection.disconnect(nowait=True)
+            await self._connect()
+            await write(self._connection, packed)
 
     async def _give_up(self) -> None:
         await self._connection.disconnect(nowait=True)

@@ -12,12 +12,17 @@ from typing import Protocol
 
 from redis.exceptions import RedisError
 
-from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector
+from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector, write
 from llmbridge.model.records import Run
 from llmbridge.redis_url import Address
 
 PING_SECONDS = 5.0
 """A connection on which nothing came for so long is asked for a sign of life, and given up after as long again."""
+
+CONFIRM_SECONDS = 2.0
+"""A connection that does not confirm a subscription for so long is given up: no reader can attach over it."""
+
+WATCH_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +124,8 @@ class WakeUps:
         self._unconfirmed: dict[bytes, int] = {}
         self._outbox: list[tuple[bytes, bytes]] = []
         self._outbox_filled = asyncio.Event()
-        self._heard = False
+        self._heard_at = 0.0
+        self._asked_at = 0.0
 
     def subscribe(self, channel: str, listener: Listener) -> Subscription:
         """Listen to a channel, at most once each. Wait for `confirmed` before reading the log."""
@@ -204,26 +210,31 @@ class WakeUps:
             for verb, channel in outbox:
                 if verb == self._dialect.subscribe:
                     self._unconfirmed[channel] = self._unconfirmed.get(channel, 0) + 1
-            await self._connection.send_packed_command(self._connection.pack_commands(outbox), check_health=False)
+            self._asked_at = asyncio.get_running_loop().time()
+            await write(self._connection, b"".join(self._connection.pack_commands(outbox)))
 
     async def _receive(self) -> None:
         while True:
             reply = await self._connection.read_response()
-            self._heard = True
+            self._heard_at = asyncio.get_running_loop().time()
             self._dispatch(reply)
 
     async def _watch(self) -> None:
-        self._heard = True
-        asked = False
+        clock = asyncio.get_running_loop().time
+        self._heard_at = clock()
+        pinged_at: float | None = None
         while True:
-            await asyncio.sleep(PING_SECONDS)
-            if self._heard:
-                self._heard = asked = False
-            elif asked:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = clock()
+            if self._unconfirmed and now - max(self._heard_at, self._asked_at) >= CONFIRM_SECONDS:
+                raise TimeoutError(f"a subscription was not confirmed for {CONFIRM_SECONDS} s")
+            if now - self._heard_at < PING_SECONDS:
+                pinged_at = None
+            elif pinged_at is None:
+                pinged_at = now
+                await write(self._connection, b"".join(self._connection.pack_command("PING")))
+            elif now - pinged_at >= PING_SECONDS:
                 raise TimeoutError(f"no answer to a PING for {PING_SECONDS} s")
-            else:
-                asked = True
-                await self._connection.send_packed_command(self._connection.pack_command("PING"), check_health=False)
 
     def _dispatch(self, reply: list[bytes]) -> None:
         kind, channel, message = reply[0], reply[1], reply[-1]
