@@ -85,8 +85,11 @@ class Methods:
             try:
                 with self._gate.pass_through():
                     await handle(self._parse(request_type, raw), context)
+            except grpc.aio.InternalError as error:
+                # gRPC's own, where a write meets a client that has just gone: there is nobody left to tell.
+                logger.debug("a client has gone while it was written to: %s", error)
             except Exception as error:
-                # A write to a client that has just gone fails; there is nobody left to tell.
+                # As above, where gRPC knows already.
                 if not context.done():
                     ending = ending_of(error)
             # Not in there: a client that takes nothing keeps this waiting, and the error would keep all that its

@@ -93,8 +93,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         {}
     """
     ERROR_REASON_APPEND_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 16
-    """UNAVAILABLE, with RetryInfo. The connection to Redis broke, or timed out, after the request was sent: it may
-    have been carried out or not. With sequence numbers, send the same request again: it is stored once whatever happened. Without
+    """UNAVAILABLE, with RetryInfo. The connection to Redis broke, or timed out, after the request was sent, or fewer replicas
+    have it than the bridge waits for (LLMBRIDGE_REPLICA_ACKS): it may have been carried out or not. With sequence numbers, send the same request again: it is stored once whatever happened. Without
     them (first_sequence 0) a retry may store it twice.
         {}
     """
@@ -207,8 +207,8 @@ ERROR_REASON_REDIS_UNAVAILABLE: ErrorReason.ValueType  # 15
     {}
 """
 ERROR_REASON_APPEND_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 16
-"""UNAVAILABLE, with RetryInfo. The connection to Redis broke, or timed out, after the request was sent: it may
-have been carried out or not. With sequence numbers, send the same request again: it is stored once whatever happened. Without
+"""UNAVAILABLE, with RetryInfo. The connection to Redis broke, or timed out, after the request was sent, or fewer replicas
+have it than the bridge waits for (LLMBRIDGE_REPLICA_ACKS): it may have been carried out or not. With sequence numbers, send the same request again: it is stored once whatever happened. Without
 them (first_sequence 0) a retry may store it twice.
     {}
 """
