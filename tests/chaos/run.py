@@ -9,15 +9,31 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.chaos import Report, UnknownFault, at_random, chaos
+from tests.chaos.cluster import Cluster
 from tests.chaos.load import Shape
+from tests.chaos.sentinel import Sentinel
 from tests.chaos.standalone import Standalone
 from tests.chaos.topology import Topology
 from tests.support.redis_process import binaries
 
-TOPOLOGIES: Mapping[str, Callable[[Path], Topology]] = {Standalone.name: Standalone}
+TOPOLOGIES: Mapping[str, Callable[[Path], Topology]] = {
+    "standalone": Standalone,
+    "sentinel": Sentinel,
+    "sentinel-no-acks": partial(Sentinel, replica_acks=0),
+    "cluster": Cluster,
+    "cluster-no-acks": partial(Cluster, replica_acks=0),
+}
+TOPOLOGIES_HELP = (
+    "standalone (default): one Redis; sentinel: a primary, two replicas and three sentinels, where both replicas "
+    "acknowledge; cluster: three primaries with a replica each, which acknowledges; -no-acks: a promoted replica may "
+    "lack what was acknowledged, which everybody who misses it must be told"
+)
 
 
 def main() -> int:
@@ -30,7 +46,10 @@ def main() -> int:
     print(f"seed {arguments.seed}, logs in {logs}", flush=True)
     plan = at_random(arguments.seconds, arguments.longest, arguments.fault)
     shape = Shape(at_once=arguments.streams, patience=120.0)
-    topology = TOPOLOGIES[arguments.topology](logs)
+    try:
+        topology = TOPOLOGIES[arguments.topology](logs)
+    except pytest.skip.Exception as missing:
+        raise SystemExit(str(missing)) from None
     try:
         report = asyncio.run(chaos(topology, shape, arguments.seed, plan, _Progress()))
     except* UnknownFault as unknown:
@@ -72,7 +91,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=100, help="streams that are written at once (default: 100)")
     parser.add_argument("--longest", type=float, default=4.0, help="the longest fault in seconds (default: 4)")
     parser.add_argument("--fault", action="append", default=[], help="draw only this kind; may be given again")
-    parser.add_argument("--topology", choices=TOPOLOGIES, default=Standalone.name, help="default: %(default)s")
+    parser.add_argument("--topology", choices=TOPOLOGIES, default="standalone", help=TOPOLOGIES_HELP)
     parser.add_argument("--logs", type=Path, help="where the processes' logs go (default: a temporary directory)")
     return parser.parse_args()
 

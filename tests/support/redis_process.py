@@ -61,7 +61,7 @@ def free_port() -> int:
     raise AssertionError("no free port found")
 
 
-@dataclass
+@dataclass(eq=False)
 class RedisProcess:
     """A redis-server to start, kill and start again on the same data."""
 
@@ -147,5 +147,10 @@ class RedisProcess:
     def close(self) -> None:
         if self.process is not None and self.is_running:
             self.process.terminate()
-            self.process.wait(10)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                # A replica that has just got all its data refuses to end while it writes them.
+                self.process.kill()
+                self.process.wait(10)
         shutil.rmtree(self.directory)
