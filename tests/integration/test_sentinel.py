@@ -230,7 +230,7 @@ async def test_a_primary_that_was_demoted_is_left(servers: Watched, key_prefix: 
         assert (await read_all(bridge.bridge, STREAM)).text == "ab"
         with servers.primary.client() as client:
             assert client.role()[0] == b"master"
-            (log,) = client.keys("*:stream:*:s:*")
+            (log,) = client.keys(f"{key_prefix}:stream:*:r")
             assert client.xlen(log) == 3
 
 
