@@ -130,7 +130,7 @@ $(STAMPS)/pip: | $(BIN)/python
 
 $(STAMPS)/test: pyproject.toml $(STAMPS)/pip
 	@echo 'setup: llmbridge and what its tests need'
-	@$(PIP) --editable '.[embedded,tracing,openai]' --group test
+	@$(PIP) --editable '.[embedded,gateway,tracing,openai]' --group test
 	@touch $@
 
 $(STAMPS)/check: pyproject.toml $(STAMPS)/test

@@ -14,8 +14,8 @@ MOST_LINES = 400
 
 def is_written_by_hand(path: Path) -> bool:
     """Whether the rule holds for ``path``, which is relative to the repository."""
-    left_behind = "__pycache__" in path.parts or path.is_relative_to("benchmarks/results")
-    return not left_behind and "_pb2" not in path.name
+    left_behind = {"__pycache__", "node_modules"} & set(path.parts) or path.is_relative_to("benchmarks/results")
+    return not left_behind and "_pb2" not in path.name and path.name != "package-lock.json"
 
 
 def count_lines(path: Path) -> int:

@@ -72,17 +72,17 @@ class HttpTransport:
     """Kept-alive connections for POSTs, one connection for each reader."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._host = host
-        self._port = port
+        self.host = host
+        self.port = port
         self._idle: list[_Connection] = []
 
     async def produce(self, stream: str, first_sequence: int, tokens: Sequence[str], *, final: bool) -> None:
         """Appends with one POST. The service knows no sequence numbers, so `first_sequence` is not sent."""
         body = json.dumps({"tokens": tokens, "done": final}).encode()
-        connection = self._idle.pop() if self._idle else await self._connect()
+        connection = self._idle.pop() if self._idle else await self.connect()
         try:
             connection.send(
-                f"POST /streams/{stream}/tokens HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+                f"POST /streams/{stream}/tokens HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n".encode()
                 + body
             )
@@ -98,14 +98,14 @@ class HttpTransport:
     async def read(self, stream: str, reading: Reading, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
         """Reads with one GET of Server-Sent Events. It knows no groups."""
         assert reading is Reading.CURSOR, "only the bridge has groups"
-        connection = await self._connect()
+        connection = await self.connect()
         try:
-            connection.send(f"GET /streams/{stream} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
+            connection.send(f"GET /streams/{stream} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
             await connection.head()
             on_attached()
             events, done, ended = bytearray(), False, False
             while not ended:
-                ended = _unchunk(connection.buffer, events)
+                ended = unchunk(connection.buffer, events)
                 complete, separator, rest = bytes(events).rpartition(b"\n\n")
                 if separator:
                     events[:] = rest
@@ -131,8 +131,9 @@ class HttpTransport:
             connection.close()
         self._idle.clear()
 
-    async def _connect(self) -> _Connection:
-        _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
+    async def connect(self) -> _Connection:
+        """Opens a connection; whoever does closes it."""
+        _, connection = await asyncio.get_running_loop().create_connection(_Connection, self.host, self.port)
         return connection
 
 
@@ -143,7 +144,7 @@ def _content_length(head: bytes) -> int:
     return int(length[1])
 
 
-def _unchunk(source: bytearray, sink: bytearray) -> bool:
+def unchunk(source: bytearray, sink: bytearray) -> bool:
     """Moves the whole chunks of a chunked body from source to sink; tells whether the last chunk was among them."""
     position, ended = 0, False
     while not ended and (line_end := source.find(b"\r\n", position)) >= 0:

@@ -90,7 +90,7 @@ class LoadProcess:
 
 @asynccontextmanager
 async def load_process(kind: str, target: str, channels: int) -> AsyncIterator[LoadProcess]:
-    """Runs a load process connected to a service: `kind` is "bridge" or "baseline", `target` its host and port."""
+    """Runs a load process connected to a service: `kind` is "bridge", "baseline" or "sse" (the bridge's gateway)."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -17,6 +17,7 @@ from benchmarks.grpc_transport import GrpcTransport
 from benchmarks.http_transport import HttpTransport
 from benchmarks.roles import carry_out
 from benchmarks.rounds import round_from_json
+from benchmarks.sse_transport import SseTransport
 from benchmarks.transport import Transport
 
 LINE_LIMIT = 4 * 1024 * 1024
@@ -31,6 +32,8 @@ async def _connect(spec: dict[str, Any]) -> Transport:
     host, _, port = spec["target"].rpartition(":")
     if spec["kind"] == "bridge":
         return await GrpcTransport.connect(spec["target"], spec["channels"])
+    if spec["kind"] == "sse":
+        return SseTransport(host, int(port))
     return HttpTransport(host, int(port))
 
 

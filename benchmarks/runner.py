@@ -37,7 +37,7 @@ async def run(plan: Plan) -> list[RowResult]:
                     continue
                 sys.stderr.write(f"{load.row}: {kind}, run {number} of {plan.repeat}\n")
                 try:
-                    async with running_service(kind, plan.bridge_command) as service:
+                    async with running_service(kind, plan.bridge_command, http=load.http) as service:
                         runs[kind].append(await load.run(service, plan.quick))
                 except (LoadError, ServerError, psutil.NoSuchProcess) as error:
                     failures[kind] = str(error)

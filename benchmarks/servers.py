@@ -66,6 +66,13 @@ class Service:
     port: int
     redis_pid: int
     redis_port: int
+    http_port: int | None = None
+    """The bridge's gateway in its process, where one was asked for."""
+
+    @property
+    def readers(self) -> tuple[str, str]:
+        """How readers connect: the kind of load process, and host and port."""
+        return (self.kind, self.target) if self.http_port is None else ("sse", f"{HOST}:{self.http_port}")
 
     @property
     def target(self) -> str:
@@ -107,27 +114,37 @@ def redis_version() -> str:
 
 
 @asynccontextmanager
-async def running_service(kind: str, bridge_command: Sequence[str] = BRIDGE_COMMAND) -> AsyncIterator[Service]:
-    """Runs a service, "bridge" or "baseline", with a Redis of its own. Raises ServerError if one does not start."""
+async def running_service(
+    kind: str, bridge_command: Sequence[str] = BRIDGE_COMMAND, *, http: bool = False
+) -> AsyncIterator[Service]:
+    """Runs a service, "bridge" or "baseline", with a Redis of its own. Raises ServerError if one does not start.
+
+    `http`: the bridge with its gateway, in one process.
+    """
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmbridge-bench-")))
         redis_port = _free_port()
         redis = await stack.enter_async_context(_process("redis", _redis_command(redis_port, directory), directory))
         await redis.wait_until(lambda: _redis_answers(redis_port))
         command = (*bridge_command, "--host", HOST, "--port", "0") if kind == "bridge" else BASELINE_COMMAND
+        if http and kind == "bridge":
+            command = (*command, "--http-port", "0")
         environment = {"REDIS_URL": f"redis://{HOST}:{redis_port}/0"}
         service = await stack.enter_async_context(_process(kind, command, directory, environment))
         ports: list[int] = []
 
         async def ready() -> bool:
-            for port in listening_ports(service.pid):
+            found = listening_ports(service.pid)
+            if len(found) < 1 + (http and kind == "bridge"):
+                return False
+            for port in found:
                 if kind == "baseline" or await _grpc_serving(port):
-                    ports.append(port)
+                    ports.extend((port, *(other for other in found if other != port)))
                     return True
             return False
 
         await service.wait_until(ready)
-        yield Service(kind, service.pid, ports[0], redis.pid, redis_port)
+        yield Service(kind, service.pid, ports[0], redis.pid, redis_port, *ports[1:2])
 
 
 class _Server:

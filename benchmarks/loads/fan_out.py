@@ -19,7 +19,7 @@ INTERVAL_S = 1 / 50
 
 async def _run(channels: int, service: Service, quick: bool) -> Figures:
     async with (
-        load_process(service.kind, service.target, channels) as readers,
+        load_process(*service.readers, channels) as readers,
         load_process(service.kind, service.target, channels=1) as producer,
     ):
         for name, tokens in (("warm", TOKENS_WARM_UP), ("fan", TOKENS_QUICK if quick else TOKENS)):
@@ -32,13 +32,23 @@ async def _run(channels: int, service: Service, quick: bool) -> Figures:
     return seen.cost(read.tokens) | delivery_latency(read)
 
 
-LOADS = tuple(
+LOADS = (
+    *(
+        Load(
+            row=f"fanout-{channels}ch",
+            title=f"one stream at 50 tokens/s to {READERS} readers on {channels} channel{'s' * (channels > 1)}",
+            unit="delivery",
+            run=partial(_run, channels),
+            targets=(Target(Metric.CPU_US, of_baseline=1.0),),
+        )
+        for channels in (1, READERS)
+    ),
     Load(
-        row=f"fanout-{channels}ch",
-        title=f"one stream at 50 tokens/s to {READERS} readers on {channels} channel{'s' * (channels > 1)}",
+        row="fanout-sse",
+        title=f"one stream at 50 tokens/s to {READERS} readers by Server-Sent Events",
         unit="delivery",
-        run=partial(_run, channels),
-        targets=(Target(Metric.CPU_US, of_baseline=1.0),),
-    )
-    for channels in (1, READERS)
+        run=partial(_run, 1),
+        targets=(Target(Metric.CPU_US, of_baseline=0.5), Target(Metric.DELIVERY_P99_MS, of_baseline=1.0)),
+        http=True,
+    ),
 )

@@ -52,7 +52,7 @@ async def _hold(service: Service, readers: LoadProcess, producer: LoadProcess, c
 async def _run(service: Service, quick: bool) -> Figures:
     settle_s = SETTLE_QUICK_S if quick else SETTLE_S
     async with (
-        load_process(service.kind, service.target, channels=1) as readers,
+        load_process(*service.readers, channels=1) as readers,
         load_process(service.kind, service.target, channels=1) as producer,
     ):
         await _hold(service, readers, producer, READERS_WARM_UP, settle_s=SETTLE_QUICK_S)
@@ -70,5 +70,13 @@ LOADS = (
             Target(Metric.READER_KIB, of_baseline=1.0),
             Target(Metric.REDIS_CONNECTIONS, at_most=4),
         ),
+    ),
+    Load(
+        row=f"idle-{READERS}-sse",
+        title=f"{READERS} idle readers of {READERS} streams by Server-Sent Events",
+        unit="reader",
+        run=_run,
+        targets=(Target(Metric.READER_KIB, of_baseline=1.0), Target(Metric.REDIS_CONNECTIONS, at_most=4)),
+        http=True,
     ),
 )

@@ -47,3 +47,5 @@ class Load:
     targets: tuple[Target, ...]
     baseline: bool = True
     """Whether the hand-rolled service can do it, too."""
+    http: bool = False
+    """Whether readers read Server-Sent Events, of the bridge's gateway in its process."""

@@ -26,7 +26,7 @@ class _Shape:
 
 async def _run(shape: _Shape, service: Service, quick: bool) -> Figures:
     async with (
-        load_process(service.kind, service.target, channels=1) as readers,
+        load_process(*service.readers, channels=1) as readers,
         load_process(service.kind, service.target, channels=1) as producers,
     ):
         for name, tokens in (("w", shape.tokens_warm_up), ("m", shape.tokens_quick if quick else shape.tokens)):
@@ -54,5 +54,13 @@ LOADS = (
         unit="token",
         run=partial(_run, _Shape(streams=100, tokens=200, tokens_quick=40, tokens_warm_up=20, interval_s=1 / 20)),
         targets=(Target(Metric.CPU_US, of_baseline=1.3), Target(Metric.DELIVERY_P99_MS, at_most=10.0)),
+    ),
+    Load(
+        row="paced-100-sse",
+        title="100 streams at 20 tokens/s, one reader each by Server-Sent Events",
+        unit="token",
+        run=partial(_run, _Shape(streams=100, tokens=200, tokens_quick=40, tokens_warm_up=20, interval_s=1 / 20)),
+        targets=(Target(Metric.CPU_US, of_baseline=1.0), Target(Metric.DELIVERY_P99_MS, of_baseline=1.0)),
+        http=True,
     ),
 )

@@ -26,6 +26,25 @@ def _checked_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _checked_origins(origins: str) -> str:
+    for origin in filter(None, map(str.strip, origins.split(","))):
+        parts = urlsplit(origin)
+        if origin != "*" and (parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != origin):
+            raise ValueError(f"{origin} is no origin (as https://app.example.org; several divided by commas) nor *")
+    return origins
+
+
+def _checked_upstream(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and not parts.username and not parts.password
+    except ValueError:
+        is_one = None
+    if url and not is_one:
+        raise ValueError("is not a URL of a model server, as http://127.0.0.1:8080/v1, without user and password in it")
+    return url
+
+
 class Settings(BaseSettings):
     """The settings of one bridge process. Frozen; made by `load`."""
 
@@ -37,6 +56,21 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", validation_alias="LLMBRIDGE_LOG_LEVEL")
     drain_timeout_ms: int = Field(10_000, ge=0, validation_alias="LLMBRIDGE_DRAIN_TIMEOUT_MS")
     otlp_endpoint: str = Field("", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+
+    http_host: str = Field("127.0.0.1", validation_alias="LLMBRIDGE_HTTP_HOST")
+    http_port: int | None = Field(None, ge=0, le=65535, validation_alias="LLMBRIDGE_HTTP_PORT")
+    http_cors_origins: Annotated[str, AfterValidator(_checked_origins)] = Field(
+        "", validation_alias="LLMBRIDGE_HTTP_CORS_ORIGINS"
+    )
+    http_max_body_bytes: int = Field(1_048_576, ge=1_024, validation_alias="LLMBRIDGE_HTTP_MAX_BODY_BYTES")
+    http_max_header_bytes: int = Field(16_384, ge=1_024, validation_alias="LLMBRIDGE_HTTP_MAX_HEADER_BYTES")
+    http_max_connections: int = Field(10_000, ge=1, validation_alias="LLMBRIDGE_HTTP_MAX_CONNECTIONS")
+    upstream_url: Annotated[str, AfterValidator(_checked_upstream)] = Field(
+        "", validation_alias="LLMBRIDGE_UPSTREAM_URL"
+    )
+    upstream_key: SecretStr = Field(SecretStr(""), validation_alias="LLMBRIDGE_UPSTREAM_KEY")
+    upstream_model: str = Field("", validation_alias="LLMBRIDGE_UPSTREAM_MODEL")
+    max_chats: int = Field(64, ge=1, validation_alias="LLMBRIDGE_MAX_CHATS")
 
     redis_url: Annotated[SecretStr, AfterValidator(_checked_url)] | None = Field(None, validation_alias="REDIS_URL")
     redis_host: str | None = Field(None, validation_alias="REDIS_HOST")
@@ -107,12 +141,20 @@ class Settings(BaseSettings):
             )
         if self.redis_url is not None and self.redis_host is not None:
             raise ValueError("REDIS_URL and REDIS_HOST are both set: leave one of them out")
-        if not self.allow_insecure and not _is_loopback(self.host):
+        listening = {"LLMBRIDGE_HOST": self.host, "LLMBRIDGE_HTTP_HOST": self.http_host}
+        for name, host in listening.items():
+            if self.allow_insecure or _is_loopback(host):
+                continue
             raise ValueError(
-                f"LLMBRIDGE_HOST ({self.host}) is not a loopback address and calls are not authenticated: listen on "
+                f"{name} ({host}) is not a loopback address and calls are not authenticated: listen on "
                 "127.0.0.1, or set LLMBRIDGE_ALLOW_INSECURE=true where the network itself keeps strangers out"
             )
         return self
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """The origins whose pages may call the HTTP gateway."""
+        return tuple(filter(None, map(str.strip, self.http_cors_origins.split(","))))
 
     @property
     def redis_location(self) -> str | None:

@@ -40,7 +40,7 @@ def loaded_by(statement: str, *unwanted: str) -> set[str]:
 
 def test_every_command_is_listed() -> None:
     shown = help_of()
-    one_by_one = {"serve", "demo", "produce", "tail", "watch", "health"}
+    one_by_one = {"serve", "gateway", "demo", "produce", "tail", "watch", "health"}
     assert set(COMMANDS) == one_by_one | {"streams", "groups", "dead-letters", "connections"}
     for name in COMMANDS:
         assert f"\n  {name} " in shown

@@ -43,6 +43,13 @@ def test_the_defaults_are_safe_and_valid() -> None:
         ("CONNECTION_CLEANUP_INTERVAL", "60000", "connection_cleanup_interval", 60_000),
         ("LLMBRIDGE_KEY_PREFIX", "my.app-1", "key_prefix", "my.app-1"),
         ("LLMBRIDGE_ALLOW_INSECURE", "true", "allow_insecure", True),
+        ("LLMBRIDGE_HTTP_PORT", "0", "http_port", 0),
+        ("LLMBRIDGE_HTTP_HOST", "::1", "http_host", "::1"),
+        ("LLMBRIDGE_HTTP_CORS_ORIGINS", "https://a.org, http://b:1", "cors_origins", ("https://a.org", "http://b:1")),
+        ("LLMBRIDGE_HTTP_CORS_ORIGINS", "*", "cors_origins", ("*",)),
+        ("LLMBRIDGE_HTTP_MAX_BODY_BYTES", "2048", "http_max_body_bytes", 2_048),
+        ("LLMBRIDGE_UPSTREAM_URL", "http://127.0.0.1:8080/v1", "upstream_url", "http://127.0.0.1:8080/v1"),
+        ("LLMBRIDGE_MAX_CHATS", "3", "max_chats", 3),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317", "otlp_endpoint", "http://localhost:4317"),
     ],
 )
@@ -92,6 +99,15 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("CONSUMER_POLL_TIMEOUT", "9"),
         ("CONNECTION_CLEANUP_INTERVAL", "999"),
         ("LLMBRIDGE_ALLOW_INSECURE", "perhaps"),
+        ("LLMBRIDGE_HTTP_PORT", "-1"),
+        ("LLMBRIDGE_HTTP_MAX_BODY_BYTES", "1"),
+        ("LLMBRIDGE_HTTP_MAX_HEADER_BYTES", "1"),
+        ("LLMBRIDGE_HTTP_MAX_CONNECTIONS", "0"),
+        ("LLMBRIDGE_HTTP_CORS_ORIGINS", "app.example.org"),
+        ("LLMBRIDGE_HTTP_CORS_ORIGINS", "https://a.org,https://b.org/"),
+        ("LLMBRIDGE_UPSTREAM_URL", "127.0.0.1:8080"),
+        ("LLMBRIDGE_UPSTREAM_URL", "http://user:word@h/v1"),
+        ("LLMBRIDGE_MAX_CHATS", "0"),
     ],
 )
 def test_a_bad_value_names_its_setting(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
@@ -138,6 +154,9 @@ def test_a_loopback_address_needs_no_permission(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "10.0.0.1", "example.org", "localhost.example.org", "*"])
 def test_an_open_listener_must_be_asked_for_by_name(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"LLMBRIDGE_HTTP_HOST \(.*LLMBRIDGE_ALLOW_INSECURE"):
+        Settings.load(http_host=host)
+    assert Settings.load(http_host=host, allow_insecure=True).http_host == host
     with pytest.raises(SettingsError, match=r"LLMBRIDGE_HOST \(.*LLMBRIDGE_ALLOW_INSECURE"):
         Settings.load(host=host)
     assert Settings.load(host=host, allow_insecure=True).host == host
@@ -167,6 +186,7 @@ def test_no_secret_is_printed() -> None:
     for settings in (
         Settings.load(redis_host="h", redis_password=SECRET),
         Settings.load(redis_url="redis://user:hidden-secret@h"),
+        Settings.load(upstream_key="hidden-secret"),
     ):
         for text in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
             assert SECRET not in text

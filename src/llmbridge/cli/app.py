@@ -41,6 +41,7 @@ COMMANDS = {
     listed.name: listed
     for listed in (
         _Listed("serve", "Run a bridge until SIGTERM or Ctrl-C.", "serve"),
+        _Listed("gateway", "Serve a bridge over HTTP until SIGTERM or Ctrl-C.", "gateway"),
         _Listed(
             "demo",
             "Show the main job: a model's answer reaches two readers, one of which is cut off and resumes.",

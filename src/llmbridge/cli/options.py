@@ -21,6 +21,7 @@ __all__ = [
     "Timeout",
     "ask_bridge",
     "bridge_client",
+    "check_address",
     "check_text",
     "path_of",
     "tell_if_not_serving",
@@ -44,7 +45,8 @@ def check_text(text: str | None) -> str | None:
     return text
 
 
-def _check_address(address: str) -> str:
+def check_address(address: str) -> str:
+    """Refuses what is no address of a bridge."""
     try:
         grpc_target(address)
     except ValueError as error:
@@ -62,7 +64,7 @@ Address = Annotated[
     typer.Option(
         "--address",
         envvar="LLMBRIDGE_ADDRESS",
-        callback=_check_address,
+        callback=check_address,
         help="The bridge: host:port, or several ip:port divided by commas.",
     ),
 ]

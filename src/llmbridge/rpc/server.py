@@ -41,6 +41,13 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"can't listen on {address}, is it taken? ({error})") from None
 
+    def listen_privately(self, address: str) -> None:
+        """Take a Unix socket, `unix:<path>`, beside the address. Raises OSError where it can't be had."""
+        try:
+            self.grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"can't listen on {address} ({error})") from None
+
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Serve while the context lasts."""

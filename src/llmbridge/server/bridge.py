@@ -43,6 +43,7 @@ from llmbridge.rpc.methods import Gate
 from llmbridge.rpc.server import GrpcServer
 from llmbridge.rpc.services import SERVICES, UseCases, register_services
 from llmbridge.rpc.wire import ProtoWire
+from llmbridge.server.http import http_gateway, private_socket
 from llmbridge.server.monitor import RedisMonitor
 from llmbridge.settings import Settings
 from llmbridge.subscribe.subscriptions import Subscriptions
@@ -152,10 +153,16 @@ class Bridge:
         """Whether no call is attached and no stream followed."""
         return len(self._connections) == 0 and self._fanout.tails == 0
 
-    async def run(self, stop: asyncio.Event, announce: Callable[[int], None]) -> None:
+    async def run(
+        self,
+        stop: asyncio.Event,
+        announce: Callable[[int], None],
+        announce_http: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Serve until `stop` is set, then drain. `announce` gets the port as soon as calls are served.
 
-        Raises CannotStart, PartitionMismatch or TracingNotInstalled.
+        With an HTTP port configured, the gateway serves too, `announce_http` gets its port, and it drains first.
+        Raises CannotStart, HttpCannotStart, PartitionMismatch or TracingNotInstalled.
         """
         with tracing(self._settings.otlp_endpoint) as interceptors:
             async with self._background():
@@ -174,13 +181,30 @@ class Bridge:
                 except OSError as error:
                     raise CannotStart(f"LLMBRIDGE_HOST, LLMBRIDGE_PORT: {error}") from None
                 await self._monitor.check()
-                async with server.serving():
-                    announce(port)
-                    async with asyncio.TaskGroup() as watching:
-                        monitor = watching.create_task(self._monitor.run(), name="Redis monitor")
-                        await stop.wait()
-                        monitor.cancel()
-                    await self._drain()
+                async with private_socket() as socket:
+                    if self._settings.http_port is not None:
+                        server.listen_privately(socket)
+                    async with server.serving():
+                        announce(port)
+                        async with asyncio.TaskGroup() as watching:
+                            monitor = watching.create_task(self._monitor.run(), name="Redis monitor")
+                            drain_ms = await self._serve(stop, socket, announce_http)
+                            monitor.cancel()
+                        await self._drain(drain_ms)
+
+    async def _serve(self, stop: asyncio.Event, socket: str, announce_http: Callable[[int], None]) -> float:
+        """Serve until `stop` is set, and drain HTTP; returns how many ms of the drain's time are left."""
+        limit_ms = self._settings.drain_timeout_ms
+        if self._settings.http_port is None:
+            await stop.wait()
+            return limit_ms
+        # What the gateway's requests still have to store, the bridge must take: it drains after them, in what is left.
+        async with http_gateway(self._settings, socket, limit_ms // 2) as http_port:
+            announce_http(http_port)
+            await stop.wait()
+            clock = asyncio.get_running_loop().time
+            begun = clock()
+        return max(limit_ms / 2, limit_ms - (clock() - begun) * 1000)
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
@@ -218,12 +242,12 @@ class Bridge:
             else:
                 return
 
-    async def _drain(self) -> None:
+    async def _drain(self, timeout_ms: float) -> None:
         logger.info("draining: %d connections", len(self._connections))
         self._gate.close()
         self._connections.drain()
         try:
-            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
+            async with asyncio.timeout(timeout_ms / 1000):
                 await self._health.drain()
                 await self._gate.wait_until_empty()
         except TimeoutError:

@@ -15,10 +15,12 @@ from llmbridge.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-async def run(settings: Settings, announce: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `announce` gets the port.
+async def run(
+    settings: Settings, announce: Callable[[int], None], announce_http: Callable[[int], None] = lambda _: None
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `announce` gets the port, `announce_http` that of HTTP.
 
-    Raises CannotStart, EmbeddedRedisError, PartitionMismatch or TracingNotInstalled.
+    Raises CannotStart, EmbeddedRedisError, HttpCannotStart, PartitionMismatch or TracingNotInstalled.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -26,7 +28,7 @@ async def run(settings: Settings, announce: Callable[[int], None]) -> None:
         loop.add_signal_handler(number, stop.set)
     try:
         async with _redis(settings, stop) as url:
-            await Bridge(settings, url).run(stop, lambda port: _begin(port, announce))
+            await Bridge(settings, url).run(stop, lambda port: _begin(port, announce), announce_http)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

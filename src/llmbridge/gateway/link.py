@@ -1,0 +1,89 @@
+"""The gateway's connection to the bridge: one channel, all stubs, and the moment when readers must leave.
+
+Knows nothing of HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Self
+
+import grpc
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from llmbridge.client import Client, RetryPolicy
+from llmbridge.client.connection import Connection
+
+if TYPE_CHECKING:
+    # These exist for type checkers only.
+    from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceAsyncStub
+    from llmbridge.v1.connection_service_pb2_grpc import ConnectionServiceAsyncStub
+    from llmbridge.v1.group_service_pb2_grpc import GroupServiceAsyncStub
+    from llmbridge.v1.lifecycle_service_pb2_grpc import LifecycleServiceAsyncStub
+    from llmbridge.v1.stream_admin_service_pb2_grpc import StreamAdminServiceAsyncStub
+
+
+class Link:
+    """The stubs of the bridge's services, and a client for whole responses. Made by `open`."""
+
+    def __init__(self, connection: Connection, client: Client) -> None:
+        self.connection = connection
+        self.client = client
+        """Writes and reads whole responses, with retries, on a channel of its own."""
+        self.bridge: BridgeServiceAsyncStub = connection.bridge
+        self.admin: StreamAdminServiceAsyncStub = connection.admin
+        self.groups: GroupServiceAsyncStub = connection.groups
+        self.lifecycle: LifecycleServiceAsyncStub = connection.lifecycle
+        self.connections: ConnectionServiceAsyncStub = connection.connections
+        self.health: HealthStub = connection.health
+        self._reads: set[grpc.aio.Call] = set()
+        self._draining_since: float | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway stops."""
+        return self._draining_since is not None
+
+    @property
+    def reads(self) -> int:
+        """How many Subscribe calls are open."""
+        return len(self._reads)
+
+    def drain(self) -> None:
+        """End every read, also those to come, with Unavailable, reason DRAINING (see `reading`)."""
+        if self._draining_since is None:
+            self._draining_since = asyncio.get_running_loop().time()
+        for call in self._reads:
+            call.cancel()
+
+    def seconds_left(self, of_seconds: float) -> float:
+        """How much of so many seconds is left, counted from the drain; all of them before it."""
+        if self._draining_since is None:
+            return of_seconds
+        return max(0.0, self._draining_since + of_seconds - asyncio.get_running_loop().time())
+
+    @contextmanager
+    def reading(self, call: grpc.aio.Call) -> Iterator[None]:
+        """Know a read while the block lasts; at its end the call is cancelled, whatever became of it."""
+        self._reads.add(call)
+        if self.draining:
+            call.cancel()
+        try:
+            yield
+        finally:
+            self._reads.discard(call)
+            call.cancel()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, target: str) -> AsyncIterator[Self]:
+        """Connect to a bridge at `host:port` or a target in grpc's syntax; nothing is sent before the first call.
+
+        Raises ValueError for a target that is none.
+        """
+        connection = Connection(target, RetryPolicy())
+        try:
+            async with Client(target) as client:
+                yield cls(connection, client)
+        finally:
+            await connection.close()

@@ -1,0 +1,50 @@
+"""Reads a stream through outages of the bridge, for clients that could not come back to where they were by themselves.
+
+Knows nothing of how the messages are shown.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from llmbridge.client.errors import Unavailable
+from llmbridge.client.retry import Backoff, RetryPolicy
+from llmbridge.gateway.link import Link
+from llmbridge.gateway.reading import subscribe
+from llmbridge.v1.bridge_service_pb2 import SubscribeResponse
+from llmbridge.v1.stream_pb2 import StreamRef
+
+__all__ = ["unbroken"]
+
+_POLICY = RetryPolicy(give_up_after=20.0)
+"""An outage that is longer is shown to the person who waits."""
+
+
+async def unbroken(
+    link: Link, stream: StreamRef, *, after_cursor: str = "", policy: RetryPolicy = _POLICY
+) -> AsyncGenerator[SubscribeResponse]:
+    """Read as `subscribe` does, over as many calls as it takes: every record once, in order.
+
+    Raises Unavailable after an outage of `policy.give_up_after` seconds, and at once when the gateway stops; every
+    other ClientError at once.
+    """
+    clock = asyncio.get_running_loop().time
+    backoff = Backoff(policy)
+    lost_at: float | None = None
+    while True:
+        try:
+            async with aclosing(subscribe(link, stream, after_cursor=after_cursor)) as messages:
+                async for message in messages:
+                    backoff.reset()
+                    lost_at = None
+                    after_cursor = message.cursor or after_cursor
+                    yield message
+        except Unavailable as error:
+            now = clock()
+            lost_at = now if lost_at is None else lost_at
+            delay = backoff.next_delay(error.retry_delay)
+            if link.draining or now + delay > lost_at + policy.give_up_after:
+                raise
+        else:
+            return
+        await asyncio.sleep(delay)
