@@ -6,7 +6,7 @@ it. Times are in ms and sizes in bytes; the names say so.
 
 import ipaddress
 from typing import Annotated, Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict

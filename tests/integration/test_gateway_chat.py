@@ -92,8 +92,8 @@ async def test_without_a_model_server_it_says_so(bridge: RunningBridge) -> None:
 @pytest.mark.parametrize(
     ("upstream", "told"),
     [
-        ({"status": "400 Bad Request"}, "the model server answered 400"),
-        ({"status": "401 Unauthorized"}, "the model server answered 401"),
+        ({"status": "400 Bad Request"}, "the model endpoint answered 400"),
+        ({"status": "401 Unauthorized"}, "the model endpoint answered 401"),
         ({"breaks_off": True}, ""),
     ],
 )

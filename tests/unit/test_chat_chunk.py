@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from llmbridge.client.openai_tokens import openai_records
+from llmbridge.client.adapters import openai_records
 from llmbridge.gateway.chat_chunk import ChatChunks, ChatCompletion
 from llmbridge.v1.bridge_service_pb2 import SubscribeResponse
 from llmbridge.v1.stream_pb2 import StreamRef
@@ -62,7 +62,7 @@ async def test_our_own_adapter_reads_what_was_written(reason: FinishReason.Value
             # As the SDK makes them, which does not enforce its types.
             yield types.ChatCompletionChunk.construct(**chunk)
 
-    records = [record async for record in openai_records(chunks())]  # type: ignore[arg-type]
+    records = [record async for record in openai_records(chunks())]
     completion = records[-1]
     assert isinstance(completion, Completion)
     assert (completion.finish_reason, completion.usage) == (reason, usage)

@@ -1,6 +1,6 @@
 """Turns a response's records into OpenAI's `chat.completion.chunk` objects, and into one `chat.completion`.
 
-Pure: no requests, no bytes. The inverse of `llmbridge.client.openai_tokens`, which reads such chunks.
+Pure: no requests, no bytes. The inverse of `llmbridge.client.adapters`, which reads such chunks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ _FINISH_REASONS: Mapping[int, str] = {
 _UNKNOWN_FINISH_REASON = "stop"
 _ASSISTANT = frozenset({token_pb2.ROLE_UNSPECIFIED, token_pb2.ROLE_ASSISTANT})
 REFUSAL = "refusal"
-"""The attribute of text that refuses to answer (see openai_tokens)."""
+"""The attribute of text that refuses to answer (see client.adapters.openai_chat)."""
 
 
 def error_body(message: str, kind: str = "server_error", *, param: str | None = None, code: str | None = None) -> Chunk:

@@ -111,13 +111,10 @@ class Chats:
         begun = clock()
         try:
             async with self._link.client.write(name, close_timeout=CLOSE_SECONDS) as writer:
-                try:
-                    answered = await upstream.pipe(question, writer)
-                except UpstreamError as error:
-                    logger.warning("%s", error)
-                    self._counts.failed()
-                    await writer.complete(FinishReason.ERROR, error_message=str(error))
-                    return
+                completion = await upstream.pipe(question, writer)
+        except UpstreamError as error:
+            self._counts.failed()
+            logger.warning("%s", error)
         except GenerationOver as error:
             logger.info("an answer of the upstream was stopped: %s", error)
         except ClientError as error:
@@ -127,7 +124,7 @@ class Chats:
             self._counts.failed()
             logger.exception("a defect while the upstream answered")
         else:
-            if answered.failed:
+            if FinishReason.of(completion) is FinishReason.ERROR:
                 self._counts.failed()
             else:
-                self._counts.stored(answered.tokens, clock() - begun)
+                self._counts.stored(writer.last_sequence - 1, clock() - begun)

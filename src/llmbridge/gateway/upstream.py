@@ -5,23 +5,18 @@ The only module that knows the `openai` package, an extra; knows nothing of HTTP
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from llmbridge.client import FinishReason, Writer
-from llmbridge.client.openai_tokens import openai_records
-from llmbridge.v1.token_pb2 import Completion
+from llmbridge.client import ClientError, Completion, Writer
+from llmbridge.client.adapters import pipe
+from llmbridge.client.adapters.failures import explain
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
-__all__ = ["Answered", "Question", "Upstream", "UpstreamError", "UpstreamNotInstalled", "check_installed"]
-
-_ABOUT_KEYS = frozenset({401, 403})
-_HTTP_CLIENTS = frozenset({"httpx", "httpx2", "httpcore", "httpcore2"})
-_MAX_CHARACTERS = 500
+__all__ = ["Question", "Upstream", "UpstreamError", "UpstreamNotInstalled", "check_installed"]
 
 
 class UpstreamError(Exception):
@@ -58,15 +53,6 @@ def check_installed() -> None:
         raise UpstreamNotInstalled from None
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer that has been written, with its end."""
-
-    tokens: int
-    failed: bool
-    """Whether that end says so."""
-
-
 class Upstream:
     """The upstream, with connections that are kept. Belongs to one event loop; `close` it."""
 
@@ -75,7 +61,6 @@ class Upstream:
         check_installed()
         from openai import AsyncOpenAI
 
-        self._key = key
         # Local servers take any key, but the package wants one.
         self._client: AsyncOpenAI = AsyncOpenAI(base_url=url, api_key=key or "none")
 
@@ -83,57 +68,23 @@ class Upstream:
         """Close its connections."""
         await self._client.close()
 
-    async def pipe(self, question: Question, writer: Writer) -> Answered:
-        """Write the answer to a question, and its completion.
+    async def pipe(self, question: Question, writer: Writer) -> Completion:
+        """Write the answer to a question, and its completion, which is returned.
 
-        Raises UpstreamError, without a completion; and ClientError where the bridge does not take it.
+        Raises UpstreamError where the upstream failed, after a completion that says the same; and ClientError where the
+        bridge does not take it.
         """
-        tokens = 0
-        finish_reason = FinishReason.ERROR
-        with self._explaining():
-            chunks = await self._client.chat.completions.create(
-                model=question.model,
-                # As the asker wrote them: what is right is for the model server to say.
-                messages=cast("Any", list(question.messages)),
-                stream=True,
-                stream_options={"include_usage": True},
-                extra_body=dict(question.parameters),
-            )
-            async with chunks:
-                async for record in openai_records(chunks):
-                    if isinstance(record, Completion):
-                        finish_reason = FinishReason(record.finish_reason)
-                        await writer.complete(
-                            finish_reason,
-                            error_message=record.error_message,
-                            usage=record.usage if record.HasField("usage") else None,
-                        )
-                    else:
-                        await writer.write(record)
-                        tokens += 1
-        return Answered(tokens, failed=finish_reason is FinishReason.ERROR)
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        from openai import APIConnectionError, APIStatusError, OpenAIError
-
+        chunks = self._client.chat.completions.create(
+            model=question.model,
+            # As the asker wrote them: what is right is for the model server to say.
+            messages=cast("Any", list(question.messages)),
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=dict(question.parameters),
+        )
         try:
-            yield
-        except APIConnectionError:
-            raise UpstreamError("the connection to the model server failed") from None
-        except APIStatusError as error:
-            raise UpstreamError(f"the model server answered {error.status_code}{self._why(error)}") from None
-        except OpenAIError as error:
-            raise UpstreamError(f"the model server failed: {type(error).__name__}") from None
+            return await pipe(chunks, writer)
+        except ClientError:
+            raise
         except Exception as error:
-            # In the middle of an answer, the errors of the package's own HTTP client come as they are.
-            if type(error).__module__.partition(".")[0] not in _HTTP_CLIENTS:
-                raise
-            raise UpstreamError(f"the connection to the model server broke ({type(error).__name__})") from None
-
-    def _why(self, error: APIStatusError) -> str:
-        """What the server says, which readers get: without the key, and nothing where it is about keys."""
-        if error.status_code in _ABOUT_KEYS:
-            return ""
-        text = " ".join(str(error).split())
-        return f": {text.replace(self._key, '…')[:_MAX_CHARACTERS]}" if self._key else f": {text[:_MAX_CHARACTERS]}"
+            raise UpstreamError(explain(error)) from error
