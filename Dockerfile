@@ -31,7 +31,8 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-print(*project["dependencies"], *project["optional-dependencies"]["tracing"], sep="\n")
+extras = project["optional-dependencies"]
+print(*project["dependencies"], *extras["tracing"], *extras["gateway"], *extras["openai"], sep="\n")
 PYTHON
 pip --python /opt/llmbridge/bin/python install --requirement requirements.txt
 EOT
@@ -60,7 +61,7 @@ ENV PATH=/opt/llmbridge/bin:$PATH \
     LLMBRIDGE_PORT=50051
 
 USER 10001:10001
-EXPOSE 50051
+EXPOSE 50051 8080
 STOPSIGNAL SIGTERM
 
 # By way of a shell, so that it follows LLMBRIDGE_PORT.
