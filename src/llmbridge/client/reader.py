@@ -14,7 +14,7 @@ import grpc
 from llmbridge.client.connection import Connection
 from llmbridge.client.errors import ClientError, DeadlineExceeded, ProtocolViolation, Unavailable
 from llmbridge.client.pieces import Pieces, texts_of, tokens_of
-from llmbridge.client.retry import Backoff
+from llmbridge.client.retry import Outage
 from llmbridge.client.values import Message, Position, stream_ref
 from llmbridge.model.names import StreamName
 from llmbridge.v1.bridge_service_pb2 import SubscribeRequest, SubscribeResponse
@@ -85,10 +85,8 @@ class Subscription:
         self._ended = False
         self._timeout = timeout
         self._deadline: float | None = None
-        self._retry_for = retry_for
         self._silence_timeout = silence_timeout
-        self._backoff = Backoff(connection.policy)
-        self._outage_began: float | None = None
+        self._outage = Outage(connection.policy, retry_for)
         self._call: grpc.aio.UnaryStreamCall[SubscribeRequest, SubscribeResponse] | None = None
         self._reading = False
         self._loop = asyncio.get_running_loop()
@@ -207,8 +205,7 @@ class Subscription:
                 raise ProtocolViolation("the call ended without a completion")
             self._ended = True
             return None
-        self._backoff.reset()
-        self._outage_began = None
+        self._outage.over()
         completion = response.completion if response.HasField("completion") else None
         if not response.tokens and completion is None:
             self._pin_latest(response.cursor)
@@ -241,13 +238,9 @@ class Subscription:
 
     async def _wait_before_resuming(self, error: Unavailable) -> None:
         """Wait as backoff and bridge ask; raise `error` if the outage would then have lasted for too long."""
-        now = self._loop.time()
-        if self._outage_began is None:
-            self._outage_began = now
-        delay = self._backoff.next_delay(error.retry_delay)
-        if self._retry_for is not None and now + delay - self._outage_began > self._retry_for:
+        delay = self._outage.next_delay(self._loop.time(), error.retry_delay)
+        if delay is None:
             # The next iteration, should there be one, gets the same time again.
-            self._outage_began = None
             raise error
         left = self._time_left()
         await asyncio.sleep(delay if left is None else min(delay, left))

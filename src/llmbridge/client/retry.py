@@ -44,3 +44,31 @@ class Backoff:
     def reset(self) -> None:
         """Begin anew: the last attempt succeeded."""
         self._delay = self._policy.first_delay
+
+
+class Outage:
+    """A series of failures that a reader rides out: when to try again, and when it has lasted for too long."""
+
+    def __init__(self, policy: RetryPolicy, retry_for: float | None) -> None:
+        """`retry_for` is how many seconds it may last; None: any."""
+        self._backoff = Backoff(policy)
+        self._retry_for = retry_for
+        self._began: float | None = None
+
+    def next_delay(self, now: float, minimum: float) -> float | None:
+        """Say how long to wait at this moment, as Backoff does; None where the outage would last for too long.
+
+        After None, the next failure begins another outage.
+        """
+        if self._began is None:
+            self._began = now
+        delay = self._backoff.next_delay(minimum)
+        if self._retry_for is not None and now + delay - self._began > self._retry_for:
+            self._began = None
+            return None
+        return delay
+
+    def over(self) -> None:
+        """Note that the last attempt succeeded."""
+        self._backoff.reset()
+        self._began = None

@@ -15,7 +15,7 @@ import grpc
 from llmbridge.client.connection import Connection
 from llmbridge.client.errors import ProtocolViolation, Unavailable
 from llmbridge.client.groups import GroupAdmin, GroupName
-from llmbridge.client.retry import Backoff
+from llmbridge.client.retry import Outage
 from llmbridge.client.values import FinishReason, name_of
 from llmbridge.model.names import StreamName
 from llmbridge.v1.lifecycle_service_pb2 import (
@@ -122,10 +122,8 @@ class Watch:
         )
         self._group = GroupName(None, group)
         self._groups = GroupAdmin(connection)
-        self._retry_for = retry_for
         self._silence_timeout = silence_timeout
-        self._backoff = Backoff(connection.policy)
-        self._outage_began: float | None = None
+        self._outage = Outage(connection.policy, retry_for)
         self._call: _Call | None = None
         # Outlives an `anext` that is cancelled: with its read grpc would end the call, and give back what is in work.
         self._read: asyncio.Task[WatchStreamsResponse | None] | None = None
@@ -193,8 +191,7 @@ class Watch:
         return response
 
     def _take(self, response: WatchStreamsResponse) -> None:
-        self._backoff.reset()
-        self._outage_began = None
+        self._outage.over()
         if response.missed:
             self.missed += response.missed
             _log.warning("%d events are gone that no member of the group got", response.missed)
@@ -202,13 +199,9 @@ class Watch:
 
     async def _wait_before_resuming(self, error: Unavailable) -> None:
         """Wait as backoff and bridge ask; raise `error` if the outage would then have lasted for too long."""
-        now = self._loop.time()
-        if self._outage_began is None:
-            self._outage_began = now
-        delay = self._backoff.next_delay(error.retry_delay)
-        if self._retry_for is not None and now + delay - self._outage_began > self._retry_for:
+        delay = self._outage.next_delay(self._loop.time(), error.retry_delay)
+        if delay is None:
             # The next iteration, should there be one, gets the same time again.
-            self._outage_began = None
             raise error
         await asyncio.sleep(delay)
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from llmbridge.errors import InvalidField
 from llmbridge.groups.places import GroupName, GroupPlaces
-from llmbridge.groups.together import all_of
 from llmbridge.log.dead_letters import DeadLetterLog, StoredLetter
 from llmbridge.log.groups import GroupPlace
 from llmbridge.log.keys import Keys
+from llmbridge.log.together import all_of
 from llmbridge.model.names import StreamName
 from llmbridge.model.page_tokens import FOREIGN, make_page_token, parse_page_token
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from llmbridge.errors import GroupNotFound, StreamNotFound
 from llmbridge.groups.places import GroupName, GroupPlaces
-from llmbridge.groups.together import all_of
 from llmbridge.log.group_state import ConsumerState, GroupState, GroupStates
 from llmbridge.log.groups import GroupPlace
+from llmbridge.log.together import all_of
 from llmbridge.model.names import StreamName
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from llmbridge.errors import GroupNotFound, InvalidField
 from llmbridge.groups.places import AckId, GroupName, GroupPlaces
-from llmbridge.groups.together import all_of
 from llmbridge.log.group_state import GroupStates
 from llmbridge.log.groups import GroupLog, Receipt, Verb
+from llmbridge.log.together import all_of
 
 FIELD = "ack_ids"
 

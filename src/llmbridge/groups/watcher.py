@@ -18,9 +18,9 @@ from llmbridge.groups.bells import Bell, Bells, Ring
 from llmbridge.groups.consumer import MOST_OUTSTANDING, Consumer
 from llmbridge.groups.outstanding import Batch, Outstanding
 from llmbridge.groups.places import AckId
-from llmbridge.groups.together import all_of
 from llmbridge.log.feed import FeedLog, LifecycleEntry, number_of
 from llmbridge.log.groups import Delivery, GroupLog, GroupPlace, GroupSettings, History, Room
+from llmbridge.log.together import all_of
 from llmbridge.model.records import MAX_SEQUENCE
 
 PARTITIONS_AT_ONCE = 32

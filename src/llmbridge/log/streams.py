@@ -1,6 +1,5 @@
 """Streams as a whole: create, inspect, list, trim, delete."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from llmbridge.log.commands import Commands
 from llmbridge.log.exchange import Reply
 from llmbridge.log.keys import Keys, StreamKeys
 from llmbridge.log.scripts import load_script
+from llmbridge.log.together import all_of
 from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.names import StreamName
 from llmbridge.model.records import FinishReason, Sealer
@@ -80,13 +80,7 @@ class StreamLog:
 
     async def inspect_all(self, names: Sequence[StreamName]) -> list[StreamState | None]:
         """Tell many streams' states, sharing round trips. Raises what the first that failed raised."""
-        states: list[StreamState | None] = []
-        # All are waited for, also after a failure: nothing goes on that nobody awaits.
-        for state in await asyncio.gather(*map(self.inspect, names), return_exceptions=True):
-            if isinstance(state, BaseException):
-                raise state
-            states.append(state)
-        return states
+        return await all_of(map(self.inspect, names))
 
     async def trim(self, name: StreamName, keep_tokens: int, through: Cursor | None) -> tuple[int, int]:
         """Drop the oldest entries; returns the first sequence that is left and how many entries were dropped.
