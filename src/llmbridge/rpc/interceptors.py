@@ -27,9 +27,11 @@ class _StreamsAsGenerators(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
-        if handler is None or not inspect.iscoroutinefunction(handler.unary_stream):
+        if handler is None:
             return handler
-        write_all = handler.unary_stream
+        write_all = handler.stream_stream or handler.unary_stream
+        if not inspect.iscoroutinefunction(write_all):
+            return handler
         all_written: tuple[Any, ...] = ()
 
         async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
@@ -37,4 +39,5 @@ class _StreamsAsGenerators(grpc.aio.ServerInterceptor):
             for message in all_written:
                 yield message
 
-        return grpc.unary_stream_rpc_method_handler(generate, handler.request_deserializer, handler.response_serializer)
+        made = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.unary_stream_rpc_method_handler
+        return made(generate, handler.request_deserializer, handler.response_serializer)

@@ -30,10 +30,10 @@ class Limits:
     """The group of those who name none."""
 
 
-def check_size(raw: bytes, limits: Limits) -> None:
+def check_size(raw: bytes, max_bytes: int) -> None:
     """Refuse a request over the size limit before it is parsed. Raises LimitExceeded."""
-    if len(raw) > limits.max_request_bytes:
-        raise LimitExceeded("max_request_bytes", limits.max_request_bytes, len(raw), "send fewer tokens in one request")
+    if len(raw) > max_bytes:
+        raise LimitExceeded("max_request_bytes", max_bytes, len(raw), "send fewer tokens in one request")
 
 
 def stream_name(ref: StreamRef, limits: Limits, field: str = "stream") -> StreamName:

@@ -6,8 +6,8 @@ INVALID_ARGUMENT.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -69,7 +69,8 @@ class Methods:
         async def call(raw: bytes, context: Context) -> bytes:
             try:
                 with self._gate.pass_through():
-                    return (await handle(self._parse(request_type, raw))).SerializeToString()
+                    check_size(raw, self._limits.max_request_bytes)
+                    return (await handle(_parsed(request_type, raw))).SerializeToString()
             except Exception as error:
                 await abort(context, error)
 
@@ -81,30 +82,59 @@ class Methods:
         """Register a function that writes encoded responses to the context."""
 
         async def call(raw: bytes, context: Context) -> None:
-            ending = None
-            try:
-                with self._gate.pass_through():
-                    await handle(self._parse(request_type, raw), context)
-            except grpc.aio.InternalError as error:
-                # gRPC's own, where a write meets a client that has just gone: there is nobody left to tell.
-                logger.debug("a client has gone while it was written to: %s", error)
-            except Exception as error:
-                # As above, where gRPC knows already.
-                if not context.done():
-                    ending = ending_of(error)
-            # Not in there: a client that takes nothing keeps this waiting, and the error would keep all that its
-            # traceback refers to. It must be told all the same: gRPC ends no call by itself, it would wait for ever.
-            if ending is not None:
-                await _tell(ending, context)
+            async def serve() -> None:
+                check_size(raw, self._limits.max_request_bytes)
+                await handle(_parsed(request_type, raw), context)
+
+            await self._serve_stream(serve(), context)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
-    def _parse(self, request_type: type[Request], raw: bytes) -> Request:
-        check_size(raw, self._limits)
+    def bidi(
+        self,
+        request_type: type[Request],
+        max_message_bytes: int,
+        handle: Callable[[AsyncIterator[Request], Context], Coroutine[Any, Any, None]],
+    ) -> Handler:
+        """Register a function that reads requests, to the client's last, and writes encoded responses to the context.
+
+        Reading raises MalformedRequest or LimitExceeded for a message that is none or has too many bytes.
+        """
+
+        async def requests(raw_requests: AsyncIterator[bytes]) -> AsyncIterator[Request]:
+            async for raw in raw_requests:
+                check_size(raw, max_message_bytes)
+                yield _parsed(request_type, raw)
+
+        async def call(raw_requests: AsyncIterator[bytes], context: Context) -> None:
+            await self._serve_stream(handle(requests(raw_requests), context), context)
+
+        return grpc.stream_stream_rpc_method_handler(call)
+
+    async def _serve_stream(self, serving: Coroutine[Any, Any, None], context: Context) -> None:
+        """Run a handler that writes to the context, and end its call as it ends."""
+        ending = None
         try:
-            return request_type.FromString(raw)
-        except DecodeError:
-            raise MalformedRequest(request_type.DESCRIPTOR.name) from None
+            with closing(serving), self._gate.pass_through():
+                await serving
+        except grpc.aio.InternalError as error:
+            # gRPC's own, where a write meets a client that has just gone: there is nobody left to tell.
+            logger.debug("a client has gone while it was written to: %s", error)
+        except Exception as error:
+            # As above, where gRPC knows already.
+            if not context.done():
+                ending = ending_of(error)
+        # Not in there: a client that takes nothing keeps this waiting, and the error would keep all that its
+        # traceback refers to. It must be told all the same: gRPC ends no call by itself, it would wait for ever.
+        if ending is not None:
+            await _tell(ending, context)
+
+
+def _parsed(request_type: type[Request], raw: bytes) -> Request:
+    try:
+        return request_type.FromString(raw)
+    except DecodeError:
+        raise MalformedRequest(request_type.DESCRIPTOR.name) from None
 
 
 async def _tell(ending: Ending, context: Context) -> None:

@@ -12,6 +12,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from llmbridge import errors
+from llmbridge.v1.bridge_service_pb2 import Failure
 
 DOMAIN = "llmbridge"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -87,6 +88,14 @@ def ending_of(error: Exception) -> Ending:
         trailers.append((CURSOR_KEY, error.cursor))
     trailers.append((DETAILS_KEY, status.SerializeToString()))
     return Ending(code, message, tuple(trailers))
+
+
+def failure_of(error: Exception) -> Failure:
+    """Tell of an error that ends one of the things that share a call; see `ending_of`."""
+    ending = ending_of(error)
+    details = dict(ending.trailers)[DETAILS_KEY]
+    assert isinstance(details, bytes), "a trailer whose key ends with -bin"
+    return Failure(code=ending.code.value[0], message=ending.message, status_details=details)
 
 
 def _packed(message: ErrorInfo | RetryInfo) -> AnyMessage:

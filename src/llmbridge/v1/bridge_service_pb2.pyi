@@ -442,3 +442,432 @@ class KeepAliveResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeepAliveResponse: _TypeAlias = KeepAliveResponse  # noqa: Y015
+
+@_typing.final
+class ProduceManyRequest(_message.Message):
+    """What to append, and for whom. Everything in one message goes to Redis together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTS_FIELD_NUMBER: _builtins.int
+    APPENDS_FIELD_NUMBER: _builtins.int
+    STOPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriterStart]:
+        """Writers that begin; looked at before the appends."""
+
+    @_builtins.property
+    def appends(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriterAppend]:
+        """What to append, in order."""
+
+    @_builtins.property
+    def stops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of writers that are done, and free for others; looked at after the appends. The streams stay as they are."""
+
+    def __init__(
+        self,
+        *,
+        starts: _abc.Iterable[Global___WriterStart] | None = ...,
+        appends: _abc.Iterable[Global___WriterAppend] | None = ...,
+        stops: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appends", b"appends", "starts", b"starts", "stops", b"stops"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProduceManyRequest: _TypeAlias = ProduceManyRequest  # noqa: Y015
+
+@_typing.final
+class WriterStart(_message.Message):
+    """Says once what all appends of a writer have in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITER_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    writer: _builtins.int
+    """The writer's number on this call: any that is not in use."""
+    producer_epoch: _builtins.int
+    """As in ProduceRequest."""
+    producer_id: _builtins.str
+    """As in ProduceRequest."""
+    @_builtins.property
+    def stream(self) -> _stream_pb2.StreamRef:
+        """Which stream."""
+
+    def __init__(
+        self,
+        *,
+        writer: _builtins.int = ...,
+        stream: _stream_pb2.StreamRef | None = ...,
+        producer_epoch: _builtins.int = ...,
+        producer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "stream", b"stream", "writer", b"writer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriterStart: _TypeAlias = WriterStart  # noqa: Y015
+
+@_typing.final
+class WriterAppend(_message.Message):
+    """Records to append, as in ProduceRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    WRITER_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    APPEND_ID_FIELD_NUMBER: _builtins.int
+    writer: _builtins.int
+    """Which writer's."""
+    first_sequence: _builtins.int
+    """As in ProduceRequest."""
+    append_id: _builtins.int
+    """Names this append in its receipt: any number."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_token_pb2.Token]:
+        """The tokens, in order. May be empty when there is a completion."""
+
+    @_builtins.property
+    def completion(self) -> _token_pb2.Completion:
+        """Ends the stream after the tokens."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_token_pb2.Token] | None = ...,
+        completion: _token_pb2.Completion | None = ...,
+        writer: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        append_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "completion", b"completion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completion", b"_completion", "append_id", b"append_id", "completion", b"completion", "first_sequence", b"first_sequence", "tokens", b"tokens", "writer", b"writer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completion: _TypeAlias = _typing.Literal["completion"]  # noqa: Y015
+    _WhichOneofArgType__completion: _TypeAlias = _typing.Literal["_completion", b"_completion"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion) -> _WhichOneofReturnType__completion | None: ...
+
+Global___WriterAppend: _TypeAlias = WriterAppend  # noqa: Y015
+
+@_typing.final
+class ProduceManyResponse(_message.Message):
+    """What became of appends, and of writers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]:
+        """Each is the outcome of one append."""
+
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriterEnd]:
+        """Writers whose stream takes nothing more from them."""
+
+    def __init__(
+        self,
+        *,
+        receipts: _abc.Iterable[Global___Receipt] | None = ...,
+        ends: _abc.Iterable[Global___WriterEnd] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "receipts", b"receipts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProduceManyResponse: _TypeAlias = ProduceManyResponse  # noqa: Y015
+
+@_typing.final
+class Receipt(_message.Message):
+    """What became of one append."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPEND_ID_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    append_id: _builtins.int
+    """The append's."""
+    cursor: _builtins.str
+    """As in ProduceResponse; empty after a failure."""
+    last_sequence: _builtins.int
+    """As in ProduceResponse; 0 after a failure."""
+    duplicate: _builtins.bool
+    """As in ProduceResponse."""
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Set where it was not stored, or where that is unknown."""
+
+    def __init__(
+        self,
+        *,
+        append_id: _builtins.int = ...,
+        cursor: _builtins.str = ...,
+        last_sequence: _builtins.int = ...,
+        duplicate: _builtins.bool = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_id", b"append_id", "cursor", b"cursor", "duplicate", b"duplicate", "failure", b"failure", "last_sequence", b"last_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+
+@_typing.final
+class WriterEnd(_message.Message):
+    """Tells that a writer can append no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITER_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    writer: _builtins.int
+    """Which writer."""
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """FAILED_PRECONDITION COMPLETED or FENCED: stop generating. INVALID_ARGUMENT: its start is wrong, and so is each append."""
+
+    def __init__(
+        self,
+        *,
+        writer: _builtins.int = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "writer", b"writer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriterEnd: _TypeAlias = WriterEnd  # noqa: Y015
+
+@_typing.final
+class Failure(_message.Message):
+    """How one of the things that share a call has failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    STATUS_DETAILS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """The code of the gRPC status that the thing would have ended with, had it had a call of its own."""
+    message: _builtins.str
+    """Its message."""
+    status_details: _builtins.bytes
+    """Its details: an encoded google.rpc.Status, as in the trailer `grpc-status-details-bin`."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        status_details: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "status_details", b"status_details"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failure: _TypeAlias = Failure  # noqa: Y015
+
+@_typing.final
+class SubscribeManyRequest(_message.Message):
+    """What changes in the set of subscriptions. Looked at in the order of the fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROPS_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Subscriptions that are not wanted any more. What was on its way may still come. Unknown numbers are no error: it may be over."""
+
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubscriptionStart]:
+        """Subscriptions that begin."""
+
+    @_builtins.property
+    def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubscriptionCredit]:
+        """More credit for subscriptions. Unknown numbers are no error."""
+
+    def __init__(
+        self,
+        *,
+        drops: _abc.Iterable[_builtins.int] | None = ...,
+        starts: _abc.Iterable[Global___SubscriptionStart] | None = ...,
+        credits: _abc.Iterable[Global___SubscriptionCredit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "drops", b"drops", "starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscribeManyRequest: _TypeAlias = SubscribeManyRequest  # noqa: Y015
+
+@_typing.final
+class SubscriptionStart(_message.Message):
+    """One more stream to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    CREDIT_BYTES_FIELD_NUMBER: _builtins.int
+    subscription: _builtins.int
+    """The subscription's number on this call: any that is not in use. One that was dropped or is over is free after the client has
+    been told so.
+    """
+    credit_bytes: _builtins.int
+    """How many bytes of messages may come before more credit is given: as long as some is left, a message may come, also one
+    that is larger. 0: any number; then only the call's flow control holds this subscription, and with it all others.
+    """
+    @_builtins.property
+    def request(self) -> Global___SubscribeRequest:
+        """What to read, from where. Groups are read by Subscribe only."""
+
+    def __init__(
+        self,
+        *,
+        subscription: _builtins.int = ...,
+        request: Global___SubscribeRequest | None = ...,
+        credit_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "request", b"request", "subscription", b"subscription"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionStart: _TypeAlias = SubscriptionStart  # noqa: Y015
+
+@_typing.final
+class SubscriptionCredit(_message.Message):
+    """Lets more come for a subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    subscription: _builtins.int
+    """Which subscription."""
+    bytes: _builtins.int
+    """How many bytes more."""
+    def __init__(
+        self,
+        *,
+        subscription: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "subscription", b"subscription"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionCredit: _TypeAlias = SubscriptionCredit  # noqa: Y015
+
+@_typing.final
+class SubscribeManyResponse(_message.Message):
+    """What is ready. Without deliveries: a heartbeat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
+        """In order, also for each subscription."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[Global___Delivery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscribeManyResponse: _TypeAlias = SubscribeManyResponse  # noqa: Y015
+
+@_typing.final
+class Delivery(_message.Message):
+    """Something that one or more subscriptions get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def subscriptions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which subscriptions."""
+
+    @_builtins.property
+    def message(self) -> Global___SubscribeResponse:
+        """The next records. The one with the completion is the subscription's last delivery."""
+
+    @_builtins.property
+    def attached(self) -> Global___SubscriptionAttached:
+        """The subscription is attached, as Subscribe's initial metadata tells."""
+
+    @_builtins.property
+    def end(self) -> Global___Failure:
+        """It has ended, as Subscribe would have with this status; OK where the cursor was behind the stream's end, or where the
+        client dropped it. Its last delivery.
+        """
+
+    def __init__(
+        self,
+        *,
+        subscriptions: _abc.Iterable[_builtins.int] | None = ...,
+        message: Global___SubscribeResponse | None = ...,
+        attached: Global___SubscriptionAttached | None = ...,
+        end: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "end", b"end", "event", b"event", "message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "end", b"end", "event", b"event", "message", b"message", "subscriptions", b"subscriptions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["message", "attached", "end"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
+
+@_typing.final
+class SubscriptionAttached(_message.Message):
+    """The subscription stands where it was told to; what is appended from now on will come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionAttached: _TypeAlias = SubscriptionAttached  # noqa: Y015

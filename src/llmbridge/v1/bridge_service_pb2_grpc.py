@@ -49,6 +49,16 @@ class BridgeServiceStub:
                 request_serializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeResponse.FromString,
                 _registered_method=True)
+        self.ProduceMany = channel.stream_stream(
+                '/llmbridge.v1.BridgeService/ProduceMany',
+                request_serializer=llmbridge_dot_v1_dot_bridge__service__pb2.ProduceManyRequest.SerializeToString,
+                response_deserializer=llmbridge_dot_v1_dot_bridge__service__pb2.ProduceManyResponse.FromString,
+                _registered_method=True)
+        self.SubscribeMany = channel.stream_stream(
+                '/llmbridge.v1.BridgeService/SubscribeMany',
+                request_serializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeManyRequest.SerializeToString,
+                response_deserializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeManyResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/llmbridge.v1.BridgeService/Cancel',
                 request_serializer=llmbridge_dot_v1_dot_bridge__service__pb2.CancelRequest.SerializeToString,
@@ -107,6 +117,41 @@ class BridgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProduceMany(self, request_iterator, context):
+        """Appends to many streams over one call: what an inference engine needs, which makes one token for each of hundreds of
+        responses at a time. Each append has the promises, the rules and the failures of Produce, and an outcome of its own: one
+        that is refused does not hurt the others. A writer's appends are carried out in the order in which they were sent.
+
+        Receipts come in messages of their own, in any grouping; a writer's in the order of its appends. That a writer's stream was
+        cancelled, sealed or taken over is told as it happens, without waiting for an append (best effort: the next append is told
+        for certain).
+
+        The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
+        the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+        appends without a receipt is unknown: send them again, with the same numbers, on another call.
+
+        Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
+        receipts: open another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubscribeMany(self, request_iterator, context):
+        """Reads many streams over one call: what a frontend's backend needs, which holds hundreds of readers. Subscriptions come and
+        go at any time; each is a reader of its own, with the promises and the failures of Subscribe.
+
+        A response carries whatever is ready for all of them, up to about 64 KiB, or one larger message. Subscriptions of the same
+        stream that stand at the same place share a delivery. A subscription without credit waits and stalls no other. A response
+        without deliveries is a heartbeat: the call is alive.
+
+        The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
+        INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Cancel(self, request, context):
         """Stops a generation: seals the stream with FINISH_REASON_CANCELLED. A stream that does not exist is created sealed.
 
@@ -142,6 +187,16 @@ def add_BridgeServiceServicer_to_server(servicer, server):
                     servicer.Subscribe,
                     request_deserializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeRequest.FromString,
                     response_serializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeResponse.SerializeToString,
+            ),
+            'ProduceMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.ProduceMany,
+                    request_deserializer=llmbridge_dot_v1_dot_bridge__service__pb2.ProduceManyRequest.FromString,
+                    response_serializer=llmbridge_dot_v1_dot_bridge__service__pb2.ProduceManyResponse.SerializeToString,
+            ),
+            'SubscribeMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.SubscribeMany,
+                    request_deserializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeManyRequest.FromString,
+                    response_serializer=llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeManyResponse.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -213,6 +268,60 @@ class BridgeService:
             '/llmbridge.v1.BridgeService/Subscribe',
             llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeRequest.SerializeToString,
             llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProduceMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/llmbridge.v1.BridgeService/ProduceMany',
+            llmbridge_dot_v1_dot_bridge__service__pb2.ProduceManyRequest.SerializeToString,
+            llmbridge_dot_v1_dot_bridge__service__pb2.ProduceManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubscribeMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/llmbridge.v1.BridgeService/SubscribeMany',
+            llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeManyRequest.SerializeToString,
+            llmbridge_dot_v1_dot_bridge__service__pb2.SubscribeManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,33 @@ class BridgeServiceStub:
     bridge drains, the trailer `llmbridge-cursor` repeats the cursor of the last message sent. RESOURCE_EXHAUSTED: this instance has
     as many readers as it may; try another.
     """
+    ProduceMany: _grpc.StreamStreamMultiCallable[_bridge_service_pb2.ProduceManyRequest, _bridge_service_pb2.ProduceManyResponse]
+    """Appends to many streams over one call: what an inference engine needs, which makes one token for each of hundreds of
+    responses at a time. Each append has the promises, the rules and the failures of Produce, and an outcome of its own: one
+    that is refused does not hurt the others. A writer's appends are carried out in the order in which they were sent.
+
+    Receipts come in messages of their own, in any grouping; a writer's in the order of its appends. That a writer's stream was
+    cancelled, sealed or taken over is told as it happens, without waiting for an append (best effort: the next append is told
+    for certain).
+
+    The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
+    the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+    appends without a receipt is unknown: send them again, with the same numbers, on another call.
+
+    Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
+    receipts: open another.
+    """
+    SubscribeMany: _grpc.StreamStreamMultiCallable[_bridge_service_pb2.SubscribeManyRequest, _bridge_service_pb2.SubscribeManyResponse]
+    """Reads many streams over one call: what a frontend's backend needs, which holds hundreds of readers. Subscriptions come and
+    go at any time; each is a reader of its own, with the promises and the failures of Subscribe.
+
+    A response carries whatever is ready for all of them, up to about 64 KiB, or one larger message. Subscriptions of the same
+    stream that stand at the same place share a delivery. A subscription without credit waits and stalls no other. A response
+    without deliveries is a heartbeat: the call is alive.
+
+    The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
+    INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
+    """
     Cancel: _grpc.UnaryUnaryMultiCallable[_bridge_service_pb2.CancelRequest, _bridge_service_pb2.CancelResponse]
     """Stops a generation: seals the stream with FINISH_REASON_CANCELLED. A stream that does not exist is created sealed.
 
@@ -123,6 +150,33 @@ class BridgeServiceAsyncStub(BridgeServiceStub):
     to go on from `earliest_cursor`, and tell the person. It may also come in the middle of a call. UNAVAILABLE: resume with backoff; when the
     bridge drains, the trailer `llmbridge-cursor` repeats the cursor of the last message sent. RESOURCE_EXHAUSTED: this instance has
     as many readers as it may; try another.
+    """
+    ProduceMany: _aio.StreamStreamMultiCallable[_bridge_service_pb2.ProduceManyRequest, _bridge_service_pb2.ProduceManyResponse]  # type: ignore[assignment]
+    """Appends to many streams over one call: what an inference engine needs, which makes one token for each of hundreds of
+    responses at a time. Each append has the promises, the rules and the failures of Produce, and an outcome of its own: one
+    that is refused does not hurt the others. A writer's appends are carried out in the order in which they were sent.
+
+    Receipts come in messages of their own, in any grouping; a writer's in the order of its appends. That a writer's stream was
+    cancelled, sealed or taken over is told as it happens, without waiting for an append (best effort: the next append is told
+    for certain).
+
+    The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
+    the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+    appends without a receipt is unknown: send them again, with the same numbers, on another call.
+
+    Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
+    receipts: open another.
+    """
+    SubscribeMany: _aio.StreamStreamMultiCallable[_bridge_service_pb2.SubscribeManyRequest, _bridge_service_pb2.SubscribeManyResponse]  # type: ignore[assignment]
+    """Reads many streams over one call: what a frontend's backend needs, which holds hundreds of readers. Subscriptions come and
+    go at any time; each is a reader of its own, with the promises and the failures of Subscribe.
+
+    A response carries whatever is ready for all of them, up to about 64 KiB, or one larger message. Subscriptions of the same
+    stream that stand at the same place share a delivery. A subscription without credit waits and stalls no other. A response
+    without deliveries is a heartbeat: the call is alive.
+
+    The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
+    INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_bridge_service_pb2.CancelRequest, _bridge_service_pb2.CancelResponse]  # type: ignore[assignment]
     """Stops a generation: seals the stream with FINISH_REASON_CANCELLED. A stream that does not exist is created sealed.
@@ -188,6 +242,45 @@ class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
         to go on from `earliest_cursor`, and tell the person. It may also come in the middle of a call. UNAVAILABLE: resume with backoff; when the
         bridge drains, the trailer `llmbridge-cursor` repeats the cursor of the last message sent. RESOURCE_EXHAUSTED: this instance has
         as many readers as it may; try another.
+        """
+
+    @_abc_1.abstractmethod
+    def ProduceMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_bridge_service_pb2.ProduceManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_bridge_service_pb2.ProduceManyResponse], _abc.AsyncIterator[_bridge_service_pb2.ProduceManyResponse]]:
+        """Appends to many streams over one call: what an inference engine needs, which makes one token for each of hundreds of
+        responses at a time. Each append has the promises, the rules and the failures of Produce, and an outcome of its own: one
+        that is refused does not hurt the others. A writer's appends are carried out in the order in which they were sent.
+
+        Receipts come in messages of their own, in any grouping; a writer's in the order of its appends. That a writer's stream was
+        cancelled, sealed or taken over is told as it happens, without waiting for an append (best effort: the next append is told
+        for certain).
+
+        The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
+        the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+        appends without a receipt is unknown: send them again, with the same numbers, on another call.
+
+        Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
+        receipts: open another.
+        """
+
+    @_abc_1.abstractmethod
+    def SubscribeMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_bridge_service_pb2.SubscribeManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_bridge_service_pb2.SubscribeManyResponse], _abc.AsyncIterator[_bridge_service_pb2.SubscribeManyResponse]]:
+        """Reads many streams over one call: what a frontend's backend needs, which holds hundreds of readers. Subscriptions come and
+        go at any time; each is a reader of its own, with the promises and the failures of Subscribe.
+
+        A response carries whatever is ready for all of them, up to about 64 KiB, or one larger message. Subscriptions of the same
+        stream that stand at the same place share a delivery. A subscription without credit waits and stalls no other. A response
+        without deliveries is a heartbeat: the call is alive.
+
+        The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
+        INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
         """
 
     @_abc_1.abstractmethod
