@@ -26,6 +26,7 @@
         ├── RedisUnavailable
         ├── AppendOutcomeUnknown
         ├── Draining
+        ├── WorkerUnavailable
         └── ConnectionIdle
 
 `reason` is the name in the proto's ErrorReason without its prefix; `metadata` is what error_reason.proto documents.
@@ -308,6 +309,15 @@ class Draining(Unavailable):
             **({} if cursor is None else {"cursor": cursor}),
         )
         self.cursor = cursor
+
+
+class WorkerUnavailable(Unavailable):
+    """Another worker of this bridge, which has what was asked about, does not answer."""
+
+    reason = "WORKER_UNAVAILABLE"
+
+    def __init__(self, worker: int) -> None:
+        super().__init__(f"worker {worker} of this bridge does not answer", worker=str(worker))
 
 
 class ConnectionIdle(Unavailable):

@@ -5,6 +5,7 @@ it. Times are in ms and sizes in bytes; the names say so.
 """
 
 import ipaddress
+import sys
 from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -15,6 +16,7 @@ from llmbridge.redis_url import RedisUrl
 
 _DAY_MS = 86_400_000
 _TEN_YEARS_MS = 3_650 * _DAY_MS
+MAX_WORKERS = 64
 
 
 class SettingsError(ValueError):
@@ -46,13 +48,14 @@ def _checked_upstream(url: str) -> str:
 
 
 class Settings(BaseSettings):
-    """The settings of one bridge process. Frozen; made by `load`."""
+    """The settings of one bridge, of all its workers alike. Frozen; made by `load`."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, validate_by_name=True)
 
     host: str = Field("127.0.0.1", validation_alias="LLMBRIDGE_HOST")
     port: int = Field(50051, ge=0, le=65535, validation_alias="LLMBRIDGE_PORT")
     allow_insecure: bool = Field(False, validation_alias="LLMBRIDGE_ALLOW_INSECURE")
+    workers: int = Field(1, ge=1, le=MAX_WORKERS, validation_alias="LLMBRIDGE_WORKERS")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", validation_alias="LLMBRIDGE_LOG_LEVEL")
     drain_timeout_ms: int = Field(10_000, ge=0, validation_alias="LLMBRIDGE_DRAIN_TIMEOUT_MS")
     otlp_endpoint: str = Field("", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -141,6 +144,11 @@ class Settings(BaseSettings):
             )
         if self.redis_url is not None and self.redis_host is not None:
             raise ValueError("REDIS_URL and REDIS_HOST are both set: leave one of them out")
+        if self.workers > 1 and (sys.platform != "linux" or self.host.startswith("unix:")):
+            raise ValueError(
+                f"LLMBRIDGE_WORKERS ({self.workers}) must be 1 here: several share a TCP port, whose connections only "
+                "Linux spreads over them"
+            )
         listening = {"LLMBRIDGE_HOST": self.host, "LLMBRIDGE_HTTP_HOST": self.http_host}
         for name, host in listening.items():
             if self.allow_insecure or _is_loopback(host):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.proxy import Proxy
 from tests.chaos.topology import Fault
 from tests.support.bridge_process import BridgeProcess
+from tests.support.proxy import Proxy
 
 
 class Bridges:

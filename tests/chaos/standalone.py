@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tests.chaos.bridges import Bridges, link_faults, resident
 from tests.chaos.clock import Clock, compiler
-from tests.chaos.proxy import Proxy
 from tests.chaos.redis_faults import RedisFaults
 from tests.chaos.topology import Fault
+from tests.support.proxy import Proxy
 from tests.support.redis_process import RedisProcess, binaries
 
 SETTINGS: Mapping[str, str] = {

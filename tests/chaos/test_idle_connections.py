@@ -6,8 +6,8 @@ In a process of its own, because the bridge's event loop is uvloop there, which 
 import asyncio
 
 from llmbridge.client import Client
-from tests.chaos.proxy import proxy_to
 from tests.support.bridge_process import BridgeProcess
+from tests.support.proxy import proxy_to
 from tests.support.redis_process import RedisProcess
 
 RESETS = 5

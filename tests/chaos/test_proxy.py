@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.chaos.proxy import Proxy, proxy_to
 from tests.support.calls import until
+from tests.support.proxy import Proxy, proxy_to
 from tests.support.tcp_server import tcp_server
 
 SOON = 5.0

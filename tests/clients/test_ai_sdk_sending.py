@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.fake_model import FakeModel, fake_model, text, tool_call
 from tests.support.node_client import Line, installed_packages, node
+from tests.support.proxy import local, proxy_to
 from tests.support.running_bridge import RunningBridge
 from tests.support.running_gateway import RunningGateway, running_gateway
 
@@ -127,6 +128,43 @@ async def test_a_tool_is_called_and_its_result_goes_on_in_the_same_message(
         },
         {"role": "tool", "tool_call_id": "call-1", "content": '{"rain": true}'},
     ]
+
+
+@pytest.mark.parametrize("take_away", [False, True])
+async def test_a_cut_after_a_tools_result(
+    gateway: RunningGateway, model: FakeModel, major: str, take_away: bool
+) -> None:
+    """`resumeStream()` without a reload: what docs/http.md tells."""
+    model.answers += [tool_call("weather", '{"city": "Oslo"}'), text("It ", "rains.", held_after=1)]
+    async with proxy_to(local(gateway.port)) as network, node("use_chat.mjs", major, network.url, "chat") as program:
+        await program.until(lambda line: line.get("status") == "ready")
+        await program.tell(do="send", text="Weather?")
+        called = await program.until(lambda line: "toolCall" in line)
+        await program.until(lambda line: line.get("status") == "ready" and bool(parts(line)))
+        call_id = called["toolCall"]["toolCallId"]
+        await program.tell(do="output", tool="weather", toolCallId=call_id, output={"rain": True})
+        await program.until(lambda line: any(part.get("state") == "output-available" for part in parts(line)))
+        await program.tell(do="send")
+        half = await program.until(lambda line: shown(line) == "It ")
+        network.reset_all()
+        broken = await program.until(lambda line: line.get("status") == "error")
+        if take_away:
+            await program.tell(do="take the half away")
+            await program.until(lambda line: "messages" in line and shown(line) == "")
+        await program.tell(do="resume")
+        await program.until(lambda line: line.get("status") == "streaming")
+        model.release.set()
+        whole = await program.until(lambda line: line.get("status") == "ready" and "rains." in shown(line))
+    _, called_it, answer = whole["messages"]
+    assert half["messages"] == broken["messages"]
+    assert answer["id"] != called_it["id"]
+    assert [part.get("text") for part in answer["parts"]] == [None, "It rains."]
+    kinds = [part["type"] for part in called_it["parts"]]
+    if take_away:
+        assert kinds == ["step-start", "tool-weather"]
+    else:
+        assert kinds == ["step-start", "tool-weather", "step-start", "text"]
+        assert (called_it["parts"][-1]["text"], called_it["parts"][-1]["state"]) == ("It ", "streaming")
 
 
 async def test_a_model_server_that_fails_is_an_error(gateway: RunningGateway, model: FakeModel, major: str) -> None:

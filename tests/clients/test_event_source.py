@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from llmbridge.v1.stream_admin_service_pb2 import TrimStreamRequest
 from tests.support.browser import Tab, chromium, open_tab
 from tests.support.calls import STOP, produce, ref, stub, until
-from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
-from tests.support.event_stream import events_path
+from tests.support.event_stream import events_path, reading
 from tests.support.http_process import HttpProcess
+from tests.support.proxy import NOWHERE, Proxy, local, proxy_to
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
 from tests.support.running_gateway import RunningGateway, running_gateway
@@ -49,13 +50,13 @@ async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
 
 
 @pytest.fixture
-async def network(gateway: RunningGateway) -> AsyncIterator[CuttingProxy]:
-    async with cutting_proxy(gateway.port) as proxy:
+async def network(gateway: RunningGateway) -> AsyncIterator[Proxy]:
+    async with proxy_to(local(gateway.port)) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def tab(network: CuttingProxy) -> AsyncIterator[Tab]:
+async def tab(network: Proxy) -> AsyncIterator[Tab]:
     async with open_tab(network.url) as opened:
         yield opened
 
@@ -65,7 +66,7 @@ async def open_stream(tab: Tab, path: str = events_path()) -> None:
     await tab.until("seen.names.includes('connected')")
 
 
-async def stays_closed(tab: Tab, network: CuttingProxy) -> None:
+async def stays_closed(tab: Tab, network: Proxy) -> None:
     """It must not come back, though all the time is there in which it would."""
     await tab.until(CLOSED)
     before = network.accepted
@@ -73,7 +74,7 @@ async def stays_closed(tab: Tab, network: CuttingProxy) -> None:
     assert network.accepted == before
 
 
-async def test_a_stream_from_its_first_token_to_its_end(bridge: RunningBridge, network: CuttingProxy, tab: Tab) -> None:
+async def test_a_stream_from_its_first_token_to_its_end(bridge: RunningBridge, network: Proxy, tab: Tab) -> None:
     await open_stream(tab)
     texts = ["a\nb", "\u2028", "\r\n", "😀", "\x00", "data: x\n\n", "é"]
     for number, text in enumerate(texts, 1):
@@ -88,7 +89,7 @@ async def test_a_stream_from_its_first_token_to_its_end(bridge: RunningBridge, n
     assert tab.statuses == [200, 204]
 
 
-async def test_a_network_that_is_cut_again_and_again(bridge: RunningBridge, network: CuttingProxy, tab: Tab) -> None:
+async def test_a_network_that_is_cut_again_and_again(bridge: RunningBridge, network: Proxy, tab: Tab) -> None:
     await open_stream(tab)
     last = 0
 
@@ -102,12 +103,12 @@ async def test_a_network_that_is_cut_again_and_again(bridge: RunningBridge, netw
         await write(20)
         await tab.until(f"seen.sequences.length === {last}")
         await write(5)
-        network.cut()
+        network.reset_all()
         await write(20)
         await tab.until(f"seen.sequences.length === {last}")
     await write(3)
-    network.target, target = 0, network.target
-    network.cut()
+    network.target, target = NOWHERE, network.target
+    network.reset_all()
     await write(3)
     before = network.accepted
     # At least two attempts that a dead network answers.
@@ -120,7 +121,7 @@ async def test_a_network_that_is_cut_again_and_again(bridge: RunningBridge, netw
     assert tab.statuses[-1] == 204
 
 
-async def test_a_reload_goes_on_from_what_the_page_kept(bridge: RunningBridge, network: CuttingProxy, tab: Tab) -> None:
+async def test_a_reload_goes_on_from_what_the_page_kept(bridge: RunningBridge, network: Proxy, tab: Tab) -> None:
     await open_stream(tab)
     await produce(bridge.bridge, ref("r"), "a", "b", first=1)
     await tab.until("seen.text === 'ab'")
@@ -137,30 +138,45 @@ async def test_a_reload_goes_on_from_what_the_page_kept(bridge: RunningBridge, n
 
 
 async def test_a_restart_of_everything(shared_redis: RedisProcess, key_prefix: str) -> None:
-    async with cutting_proxy(0) as network, open_tab(network.url) as tab:
+    async with proxy_to(NOWHERE) as network, open_tab(network.url) as tab:
         async with (
             running_bridge(shared_redis.url, key_prefix=key_prefix, beside=True) as bridge,
             running_gateway(bridge.address) as gateway,
         ):
-            network.target = gateway.port
+            network.target = local(gateway.port)
             await open_stream(tab)
             await produce(bridge.bridge, ref("r"), "a", first=1)
             await tab.until("seen.text === 'a'")
             # The bridge drains while the gateway still answers: with 200 and an end, since it may come back.
             bridge.stop.set()
             await tab.until("seen.drops >= 2")
-        network.target = 0
+        network.target = NOWHERE
         assert not await tab.run(CLOSED)
         async with (
             running_bridge(shared_redis.url, key_prefix=key_prefix, beside=True) as bridge,
             running_gateway(bridge.address) as gateway,
         ):
-            network.target = gateway.port
+            network.target = local(gateway.port)
             await produce(bridge.bridge, ref("r"), "b", first=2, completion=STOP)
             await stays_closed(tab, network)
         assert await tab.run("seen.text") == "ab"
         assert set(tab.statuses[:-1]) == {200}
         assert tab.statuses[-1] == 204
+
+
+async def test_a_gateway_without_room_for_it(bridge: RunningBridge) -> None:
+    await produce(bridge.bridge, ref("r"), "a", first=1)
+    async with running_gateway(bridge.address, http_max_connections=1) as gateway, AsyncExitStack() as page:
+        # Before the page: browsers connect ahead of their first request.
+        async with reading(gateway.http, events_path("other")):
+            network = await page.enter_async_context(proxy_to(local(gateway.port)))
+            tab = await page.enter_async_context(open_tab(network.url))
+            await tab.page.evaluate(OPEN, events_path())
+            await tab.until("seen.drops >= 2")
+            assert not await tab.run(CLOSED)
+            assert await tab.run("seen.names") == []
+        await tab.until("seen.text === 'a'")
+        assert set(tab.statuses) == {200}
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
@@ -173,10 +189,10 @@ async def test_a_server_process_that_ends_and_another_one(
         HttpProcess(("serve", "--port", "0", "--http-port", "0"), environment),
     ]
     try:
-        async with cutting_proxy(0) as network, open_tab(network.url) as tab:
+        async with proxy_to(NOWHERE) as network, open_tab(network.url) as tab:
             for number, server in enumerate(servers):
                 await asyncio.to_thread(server.start)
-                network.target = int(server.url.rpartition(":")[2])
+                network.target = local(int(server.url.rpartition(":")[2]))
                 if number == 0:
                     await open_stream(tab)
                 async with grpc.aio.insecure_channel(server.address) as channel:
@@ -203,7 +219,7 @@ async def test_a_server_process_that_ends_and_another_one(
                 server.close()
 
 
-async def test_lost_history_is_told_once(bridge: RunningBridge, network: CuttingProxy, tab: Tab) -> None:
+async def test_lost_history_is_told_once(bridge: RunningBridge, network: Proxy, tab: Tab) -> None:
     await produce(bridge.bridge, ref("r"), "a", first=1)
     await produce(bridge.bridge, ref("r"), "b", first=2)
     await bridge.admin.TrimStream(TrimStreamRequest(stream=ref("r"), keep_tokens=1))
@@ -216,7 +232,7 @@ async def test_lost_history_is_told_once(bridge: RunningBridge, network: Cutting
     await tab.until("seen.text === 'b'")
 
 
-async def test_a_wrong_request_is_not_tried_again(network: CuttingProxy, tab: Tab) -> None:
+async def test_a_wrong_request_is_not_tried_again(network: Proxy, tab: Tab) -> None:
     await tab.page.evaluate(OPEN, f"{events_path()}?position=middle")
     await stays_closed(tab, network)
     assert tab.statuses == [400]
@@ -232,7 +248,7 @@ async def test_a_closed_tab_frees_everything_within_a_second(
         await until(lambda: gateway.core.link.reads == 0 and bridge.core.idle)
 
 
-async def test_a_page_from_before(bridge: RunningBridge, network: CuttingProxy, tab: Tab) -> None:
+async def test_a_page_from_before(bridge: RunningBridge, network: Proxy, tab: Tab) -> None:
     """`onmessage` at the older address, opened before there is anything to read; what begins later does not mix in."""
     await tab.run("""() => {
         window.seen = [];
@@ -242,7 +258,7 @@ async def test_a_page_from_before(bridge: RunningBridge, network: CuttingProxy, 
     await tab.until("seen.length === 1")
     await produce(bridge.bridge, ref("one"), "a", first=1)
     await tab.until("seen.length === 2")
-    network.cut()
+    network.reset_all()
     await produce(bridge.bridge, ref("two"), "other", first=1)
     await produce(bridge.bridge, ref("one"), "b", first=2, completion=STOP)
     await stays_closed(tab, network)

@@ -10,6 +10,7 @@ from llmbridge.v1.bridge_service_pb2 import ProduceRequest
 from llmbridge.v1.token_pb2 import FINISH_REASON_ERROR, FINISH_REASON_TOOL_CALLS, Completion, Token, ToolCall, Usage
 from tests.support.calls import produce, ref
 from tests.support.fake_model import FakeModel, fake_model, text, tool_call
+from tests.support.model_endpoint import document, model_endpoint
 from tests.support.node_client import installed_packages, node
 from tests.support.running_bridge import RunningBridge
 from tests.support.running_gateway import RunningGateway, running_gateway
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 
 QUESTION: Any = [{"role": "user", "content": "Hello"}]
 STREAM = ref("r 1", session="s/1")
+MODELS = ("tiny", "org/large")
 PATH = "/sessions/s%2F1/models/m/responses/r%201/chat.completion.chunks"
 
 
@@ -39,8 +41,12 @@ async def gateway(bridge: RunningBridge, model: FakeModel) -> AsyncIterator[Runn
 
 @pytest.fixture
 async def client(gateway: RunningGateway) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as made:
+    async with sdk(gateway) as made:
         yield made
+
+
+def sdk(gateway: RunningGateway) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
 
 
 async def test_a_streamed_answer_with_its_usage(client: AsyncOpenAI, model: FakeModel) -> None:
@@ -72,6 +78,44 @@ async def test_a_whole_answer_with_tool_calls(client: AsyncOpenAI, model: FakeMo
     assert (call.id, call.function.name, call.function.arguments) == ("call-1", "weather", '{"city": "Oslo"}')
     assert (second.choices[0].message.content, second.choices[0].finish_reason) == (None, "tool_calls")
     assert model.asked[1]["tools"] == tools
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"), [("", ["tiny", "org/large"]), ("org/large", ["org/large", "tiny"]), ("m", ["m", "tiny"])]
+)
+async def test_the_models_are_those_of_the_model_server(
+    bridge: RunningBridge, default: str, expected: list[str]
+) -> None:
+    said = [{"id": name, "object": "model", "created": 7, "owned_by": "us", "meta": {"n": 1}} for name in MODELS]
+    async with (
+        model_endpoint(document("200 OK", {"object": "list", "data": said})) as endpoint,
+        running_gateway(bridge.address, upstream_url=f"{endpoint.url}/v1", upstream_model=default) as gateway,
+        sdk(gateway) as client,
+    ):
+        models = [model async for model in client.models.list()]
+    assert [model.id for model in models][: len(expected)] == expected
+    [tiny] = [model for model in models if model.id == "tiny"]
+    assert tiny.to_dict() == said[0]
+    assert endpoint.heads[0].startswith("GET /v1/models ")
+
+
+async def test_the_models_of_a_server_that_lists_none_or_of_none(bridge: RunningBridge) -> None:
+    async with running_gateway(bridge.address) as gateway, sdk(gateway) as client:
+        assert (await client.models.list()).data == []
+    async with (
+        model_endpoint(document("404 Not Found", {"error": {"message": "no such page"}})) as endpoint,
+        running_gateway(bridge.address, upstream_url=f"{endpoint.url}/v1", upstream_model="m") as gateway,
+        sdk(gateway) as client,
+    ):
+        assert [model.id async for model in client.models.list()] == ["m"]
+
+
+async def test_the_models_of_a_server_that_fails_are_an_error(bridge: RunningBridge) -> None:
+    async with running_gateway(bridge.address, upstream_url="http://127.0.0.1:1/v1") as gateway, sdk(gateway) as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.models.list()
+    assert caught.value.status_code == 502
+    assert "the connection to the model endpoint broke" in caught.value.message
 
 
 async def test_the_answer_is_a_stream_that_others_can_read(

@@ -1,4 +1,4 @@
-"""What docs/http.md shows of the AI SDK and of OpenAI's SDKs, as it stands there; `useChat` in a real browser."""
+"""What docs/clients.md shows of the AI SDK and of OpenAI's SDKs, as it stands there; `useChat` in a real browser."""
 
 import asyncio
 import re
@@ -16,7 +16,8 @@ from tests.support.running_gateway import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.timeout(300)
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+GATEWAY = DOCUMENT.partition("\n## Browsers, ")[2].partition("\n## ")[0]
 MOST_LINES = 15
 _MOUNT = """
 import { createElement } from "react";
@@ -26,9 +27,9 @@ createRoot(document.body).render(createElement(Chat, { id: "chat" }));
 
 
 def example(language: str, gateway: RunningGateway) -> str:
-    """The only example in a language, with the gateway's address in place of the usual one."""
+    """The only example of the gateway in a language, with the gateway's address in place of the usual one."""
     code: str
-    [code] = re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
+    [code] = re.findall(rf"```{language}\n(.*?)```", GATEWAY, re.DOTALL)
     assert code.count("\n") <= MOST_LINES
     assert "http://127.0.0.1:8080/" in code
     return code.replace("http://127.0.0.1:8080", gateway.url)

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Never
 
 import pytest
@@ -19,6 +19,7 @@ from tests.conformance.target import Instance
 from tests.conformance.transport import CallFailed, NotOffered, Refusal, Transport
 
 STOP = Completion(finish_reason=FINISH_REASON_STOP)
+_TEXT_BYTES = 40_000
 DONE, NOT_PENDING = group_pb.SETTLE_RESULT_DONE, group_pb.SETTLE_RESULT_NOT_PENDING
 
 
@@ -52,6 +53,14 @@ class Caller:
         self._groups: list[group_pb.GroupRef] = []
         self._feed_groups: set[str] = set()
 
+    @classmethod
+    def of(cls, instance: Instance, transport: Callable[[Instance], Transport]) -> "Caller":
+        """Make one, unless the instance can't be reached so."""
+        try:
+            return cls(instance, transport(instance))
+        except NotOffered as reason:
+            _skip(reason)
+
     async def call(self, request: Message, timeout: float = PATIENCE_SECONDS) -> Any:
         """Send any request that has one response. Raises CallFailed."""
         if isinstance(request, pb.ProduceRequest | pb.CancelRequest | admin_pb.CreateStreamRequest):
@@ -60,6 +69,16 @@ class Caller:
             return await self.transport.call(request, timeout)
         except NotOffered as reason:
             _skip(reason)
+
+    def needs_heartbeats(self) -> None:
+        """Skip the case where readers do not get any."""
+        if not self.transport.shows_heartbeats:
+            pytest.skip("the transport shows its readers no heartbeats")
+
+    def more_than_fits(self) -> list[str]:
+        """Give texts of which a reader that takes nothing gets some, and never all."""
+        count = max(40, int(1.5 * self.transport.buffered_bytes / _TEXT_BYTES))
+        return [f"{i:05d}" * (_TEXT_BYTES // 5) for i in range(count)]
 
     async def call_with_garbage(self) -> None:
         """Send bytes that are no request. Raises CallFailed."""

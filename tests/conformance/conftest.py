@@ -20,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance", "conformance: which bridge the promises of docs/protocol.md are checked on")
     group.addoption("--target", metavar="HOST:PORT", help="a bridge that runs already; default: the suite starts two")
     group.addoption("--second-target", metavar="HOST:PORT", help="another instance of the same bridge as --target")
+    group.addoption("--target-http", metavar="URL", help="where --target serves HTTP: for the transports over it")
+    group.addoption("--second-target-http", metavar="URL", help="where --second-target serves HTTP")
     group.addoption("--target-redis", metavar="URL", help="the Redis of --target: its sessions' keys are rolled back")
     group.addoption(
         "--target-setting",
@@ -33,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="starts a bridge that takes its settings from the environment, for the cases that hurt it (README.md says "
         "how); without --target all cases run against bridges started so",
     )
+    group.addoption(
+        "--target-command-http",
+        action="store_true",
+        help="what --target-command starts serves HTTP, and its second line of output says where",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +51,23 @@ class Options:
     redis: str | None
     settings: Mapping[str, str]
     command: str | None
+    http: str | None
+    second_http: str | None
+    command_http: bool
 
     @classmethod
     def of(cls, config: pytest.Config) -> "Options":
         settings = config.getoption("--target-setting", None) or []
-        target = config.getoption("--target", None)
+        target, command = config.getoption("--target", None), config.getoption("--target-command", None)
         return cls(
             target,
             config.getoption("--second-target", None),
             config.getoption("--target-redis", None),
             dict(setting.split("=", 1) for setting in settings),
-            config.getoption("--target-command", None) or (None if target else OWN_COMMAND),
+            command or (None if target else OWN_COMMAND),
+            config.getoption("--target-http", None),
+            config.getoption("--second-target-http", None),
+            command is None or bool(config.getoption("--target-command-http", None)),
         )
 
     @property
@@ -72,7 +85,7 @@ def options(pytestconfig: pytest.Config) -> Options:
 @pytest.fixture(scope="session")
 def starter(options: Options) -> Iterator[Starter]:
     """Starts bridges of the implementation that is tested, and ends them with the run."""
-    starter = Starter(options.starting_command)
+    starter = Starter(options.starting_command, http=options.command_http)
     yield starter
     starter.close()
 
@@ -100,8 +113,10 @@ def own_pair(starter: Starter, place: Place) -> list[Instance]:
 def instances(options: Options, request: pytest.FixtureRequest) -> tuple[Instance, Instance | None]:
     """The bridge that is tested, and another instance of it."""
     if options.target is not None:
-        one = Instance(options.target, options.settings, options.redis)
-        return one, Instance(options.second, options.settings, options.redis) if options.second else None
+        one = Instance(options.target, options.settings, options.redis, http_url=options.http)
+        if options.second is None:
+            return one, None
+        return one, Instance(options.second, options.settings, options.redis, http_url=options.second_http)
     first, second = request.getfixturevalue("own_pair")
     return first, second
 
@@ -111,7 +126,7 @@ def hasty_instance(options: Options, request: pytest.FixtureRequest) -> Instance
     """A bridge whose limits are so short that a case can wait for them."""
     if options.command is None:
         assert options.target is not None
-        instance = Instance(options.target, options.settings, options.redis)
+        instance = Instance(options.target, options.settings, options.redis, http_url=options.http)
         waited_for = [name for name in HASTY if name.endswith(("_MS", "_INTERVAL"))]
         if missing := [name for name in waited_for if name not in instance.settings]:
             pytest.skip(f"not known of the target: {', '.join(missing)}: give them by --target-setting")
@@ -132,7 +147,7 @@ async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
     opened: list[Caller] = []
 
     async def connect(instance: Instance) -> Caller:
-        opened.append(Caller(instance, TRANSPORTS[request.param](instance)))
+        opened.append(Caller.of(instance, TRANSPORTS[request.param]))
         return opened[-1]
 
     yield connect

@@ -31,7 +31,7 @@ HASTY = {
 }
 """A bridge that loses patience soon, for the cases that are about time."""
 
-NERVOUS = {**USUAL, "LLMBRIDGE_REDIS_TIMEOUT_MS": "400"}
+NERVOUS = {**USUAL, "LLMBRIDGE_REDIS_TIMEOUT_MS": "800"}
 """A bridge that loses its Redis."""
 
 
@@ -45,6 +45,8 @@ class Instance:
     redis_url: str | None = None
     process: BridgeProcess | None = None
     """Of one that the suite started, and may hurt if it is the case's own."""
+    http_url: str | None = None
+    """Where it serves HTTP, if it does."""
 
     def setting(self, name: str) -> int:
         """Tell a setting that is a number; skips the case where it is not known."""
@@ -56,8 +58,10 @@ class Instance:
 class Starter:
     """Starts what a run or a case needs of its own, and ends all of it in `close`."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, *, http: bool) -> None:
+        """`http`: what the command starts serves HTTP, and its second line of output says where."""
         self._command = shlex.split(command)
+        self._http = http
         self._bridges: list[BridgeProcess] = []
         self._redises: list[RedisProcess] = []
 
@@ -78,11 +82,12 @@ class Starter:
             "REDIS_URL": redis_url,
             "LLMBRIDGE_KEY_PREFIX": key_prefix,
             "LLMBRIDGE_LOG_LEVEL": "ERROR",
+            **({"LLMBRIDGE_HTTP_PORT": "0"} if self._http else {}),
             **settings,
         }
-        process = BridgeProcess(environment, command=tuple(self._command)).start()
+        process = BridgeProcess(environment, command=tuple(self._command), http=self._http).start()
         self._bridges.append(process)
-        return Instance(process.address, environment, redis_url, process)
+        return Instance(process.address, environment, redis_url, process, process.http_url or None)
 
     def bridges(self, count: int, redis_url: str, key_prefix: str, settings: Mapping[str, str]) -> list[Instance]:
         """Start several at once, which share everything."""

@@ -60,7 +60,7 @@ class TestTrimmed:
         assert await read(bridge, stream, cursors[3], 4, 6) == "ef"
 
     async def test_in_the_middle_of_a_call(self, bridge: Caller, second: Caller, stream: StreamRef) -> None:
-        texts = [f"{i:05d}" * 4_000 for i in range(40)]
+        texts = bridge.more_than_fits()
         held_up = await bridge.subscribe(stream)
         for i, text in enumerate(texts):
             await second.produce(stream, text, first=i + 1)
@@ -69,8 +69,9 @@ class TestTrimmed:
         assert (refusal.code, refusal.reason) == ("OUT_OF_RANGE", "TRIMMED")
         # What it had got is the beginning, with no hole.
         assert held_up.texts == texts[: len(held_up.texts)]
-        assert len(held_up.texts) < 39
-        assert await read(bridge, stream, refusal.metadata["earliest_cursor"], 39, 40) == texts[39]
+        count = len(texts)
+        assert len(held_up.texts) < count - 1
+        assert await read(bridge, stream, refusal.metadata["earliest_cursor"], count - 1, count) == texts[-1]
 
 
 class TestExpired:
@@ -190,12 +191,13 @@ class TestTrimmingAndExpiry:
         for stream, retention_ms in ((usual, 0), (longer, 40 * 3_600_000)):
             await bridge.create(stream, retention_ms=retention_ms)
             await bridge.produce(stream, "a", first=1)
-        assert 39 * 3_600_000 < (await bridge.info(longer)).time_to_live_ms <= 40 * 3_600_000
+        # Where it is long, a bridge may keep a stream for a minute more.
+        assert 39 * 3_600_000 < (await bridge.info(longer)).time_to_live_ms <= 40 * 3_600_000 + 60_000
         usual_ms = bridge.instance.settings.get("REDIS_STREAM_RETENTION_MS")
         if usual_ms is None and bridge.instance.process is None:
             pytest.skip("REDIS_STREAM_RETENTION_MS of the target is not known")
         limit = int(usual_ms or 86_400_000)
-        assert limit - 60_000 < (await bridge.info(usual)).time_to_live_ms <= limit
+        assert limit - 60_000 < (await bridge.info(usual)).time_to_live_ms <= limit + 60_000
 
     async def test_a_length_limit_counts_tokens_and_drops_the_oldest_whole_entries_with_every_append(
         self, bridge: Caller, stream: StreamRef

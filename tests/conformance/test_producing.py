@@ -6,7 +6,10 @@ from llmbridge.v1.bridge_service_pb2 import ProduceRequest
 from llmbridge.v1.stream_pb2 import SEALER_PRODUCER, STREAM_STATE_OPEN, StreamRef
 from llmbridge.v1.token_pb2 import (
     FINISH_REASON_LENGTH,
+    ROLE_ASSISTANT,
+    ROLE_SYSTEM,
     ROLE_TOOL,
+    ROLE_USER,
     Completion,
     Generation,
     Token,
@@ -221,12 +224,16 @@ async def test_what_arrives_while_a_call_is_in_flight_goes_with_the_next(bridge:
 
 async def test_tokens_are_delivered_as_they_came(bridge: Caller, stream: StreamRef) -> None:
     tokens = [
-        Token(text="", generation=Generation(model="x", temperature=0.5, max_tokens=9)),
-        Token(text="é🙂\0\n", timestamp_ms=5),
-        Token(reasoning="hm"),
-        Token(tool_call=ToolCall(index=1, id="c", name="f", arguments='{"a":')),
+        Token(text="", role=ROLE_ASSISTANT, generation=Generation(model="x", temperature=0.5, max_tokens=9)),
+        Token(text="é🙂\0\n", role=ROLE_USER),
+        Token(reasoning="hm", role=ROLE_ASSISTANT),
+        Token(tool_call=ToolCall(index=1, id="c", name="f", arguments='{"a":'), role=ROLE_SYSTEM),
         Token(json='{"a": [1, null]}', role=ROLE_TOOL, attributes={"k": "v", "": ""}),
     ]
+    for i, token in enumerate(tokens):
+        token.timestamp_ms = 5 + i
+    if bridge.transport.tells_what_was_not_said:
+        tokens += [Token(text="plain"), Token(tool_call=ToolCall(arguments="1}")), Token(json="null")]
     end = Completion(
         finish_reason=FINISH_REASON_LENGTH,
         usage=Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3, reasoning_tokens=1, cached_tokens=1),

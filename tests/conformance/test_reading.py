@@ -16,6 +16,7 @@ from llmbridge.v1.connection_service_pb2 import DisconnectConnectionRequest, Lis
 from llmbridge.v1.stream_pb2 import StreamRef
 from tests.conformance.caller import STOP, Caller, refused
 from tests.conformance.incoming import Ended, Reader
+from tests.conformance.transport import PASSES
 
 FROM_THE_BEGINNING: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -129,6 +130,7 @@ class TestHeartbeats:
     async def test_a_heartbeat_comes_after_so_long_without_another_message_with_the_cursor_where_the_reader_stands(
         self, bridge: Caller, stream: StreamRef
     ) -> None:
+        bridge.needs_heartbeats()
         every = bridge.instance.setting("LLMBRIDGE_HEARTBEAT_MS") / 1_000
         if every > 5:
             pytest.skip("heartbeats of the target are too far apart to wait for")
@@ -200,35 +202,36 @@ class TestResuming:
 
 
 class TestSlowReaders:
-    TEXTS = tuple(f"{i:05d}" * 4_000 for i in range(40))
-
     async def test_one_is_held_by_flow_control_holds_up_nobody_else_and_catches_up(
         self, bridge: Caller, stream: StreamRef
     ) -> None:
+        texts = bridge.more_than_fits()
         slow = await bridge.subscribe(stream)
         fast = await bridge.subscribe(stream)
-        for i, text in enumerate(self.TEXTS):
+        for i, text in enumerate(texts):
             await bridge.produce(stream, text, first=i + 1)
             await fast.through(i + 1)
-        await bridge.produce(stream, first=41, end=STOP)
-        assert (await fast.to_the_end()).texts == list(self.TEXTS)
-        assert (await slow.to_the_end()).texts == list(self.TEXTS)
+        await bridge.produce(stream, first=len(texts) + 1, end=STOP)
+        assert (await fast.to_the_end()).texts == texts
+        assert (await slow.to_the_end()).texts == texts
 
     async def test_one_that_takes_nothing_for_so_long_gets_connection_idle_behind_what_it_has_not_taken(
         self, hasty: Caller, stream: StreamRef
     ) -> None:
+        texts = hasty.more_than_fits()
         await hasty.create(stream, retention_ms=60_000)
         idle = await hasty.subscribe(stream)
-        for i, text in enumerate(self.TEXTS):
+        for i, text in enumerate(texts):
             await hasty.produce(stream, text, first=i + 1)
-        await hasty.produce(stream, first=41, end=STOP)
+        await hasty.produce(stream, first=len(texts) + 1, end=STOP)
         await asyncio.sleep(hasty.instance.setting("CONNECTION_CLEANUP_INTERVAL") * 2 / 1_000)
         refusal = await idle.refused()
-        assert (refusal.code, refusal.reason, refusal.metadata) == ("UNAVAILABLE", "CONNECTION_IDLE", {})
+        assert refusal.code == "UNAVAILABLE"
+        assert refusal.reason == PASSES or (refusal.reason, refusal.metadata) == ("CONNECTION_IDLE", {})
         assert refusal.retry_ms
-        assert 0 < idle.last < 41
+        assert 0 < idle.last < len(texts)
         rest = await hasty.read_all(stream, last=idle.last, after_cursor=idle.cursor)
-        assert idle.texts + rest.texts == list(self.TEXTS)
+        assert idle.texts + rest.texts == texts
 
 
 async def test_an_operators_disconnect_is_aborted_disconnected_with_the_cursor(

@@ -15,6 +15,10 @@ from llmbridge.v1.lifecycle_service_pb2 import WatchStreamsRequest, WatchStreams
 MessageT_co = TypeVar("MessageT_co", bound=Message, covariant=True)
 
 
+PASSES = "PASSES"
+"""The reason of a refusal that says no more than that coming back helps, and when: what an EventSource is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """How a call failed, as docs/protocol.md tells errors."""
@@ -26,7 +30,7 @@ class Refusal:
     domain: str
     """`llmbridge`; empty when the other side said nothing but a status, as when a connection breaks."""
     reason: str
-    """The name of the reason without its prefix: SEQUENCE_GAP."""
+    """The name of the reason without its prefix: SEQUENCE_GAP; or PASSES."""
     metadata: dict[str, str]
     retry_ms: int | None
     """How long to wait before the same request is sent again; None where that does not help."""
@@ -64,7 +68,14 @@ class Incoming(Protocol[MessageT_co]):
 
 
 class Transport(Protocol):
-    """One connection to one bridge."""
+    """One connection to one bridge. Making one raises NotOffered where the instance can't be reached this way."""
+
+    shows_heartbeats: bool
+    """Whether a reader gets them as messages."""
+    tells_what_was_not_said: bool
+    """Whether a token's role and time reach the reader as unsaid where they were; if not, as what that means."""
+    buffered_bytes: int
+    """How much may be on its way to a reader that takes nothing: what comes then is held back."""
 
     async def call(self, request: Message, timeout: float) -> Any:
         """Send a request, which by its type names its method, and return the method's response.
@@ -76,7 +87,7 @@ class Transport(Protocol):
         """Produce, with bytes in place of a request that can't be read as one. Raises CallFailed, NotOffered."""
 
     def subscribe(self, request: SubscribeRequest) -> Incoming[SubscribeResponse]:
-        """Begin to read. What is not read is held back by flow control after some 64 KiB. Raises NotOffered."""
+        """Begin to read. Raises NotOffered."""
 
     def watch(self, request: WatchStreamsRequest) -> Incoming[WatchStreamsResponse]:
         """Begin to watch the lifecycle feed. Raises NotOffered."""

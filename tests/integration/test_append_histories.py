@@ -21,7 +21,7 @@ from llmbridge.v1.bridge_service_pb2 import SubscribeRequest, SubscribeResponse
 from llmbridge.v1.stream_pb2 import StreamRef
 from tests.support.append_cases import request
 from tests.support.log_parts import LogParts, log_parts
-from tests.support.model_log import Create, ModelLog, Seal
+from tests.support.model_log import Create, ModelLog, Seal, produce_group
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, keys_without_expiry, running_bridge
 
@@ -41,9 +41,10 @@ class Ask:
     finish: FinishReason | None
     honest: bool
 
-    def request(self, log: ModelLog) -> Append:
-        first = 0 if self.offset is None else max(1, log.last + 1 + self.offset)
-        numbers = range(first or log.last + 1, (first or log.last + 1) + self.tokens)
+    def request(self, log: ModelLog, ahead: int = 0) -> Append:
+        last = log.last + ahead
+        first = 0 if self.offset is None else max(1, last + 1 + self.offset)
+        numbers = range(first or last + 1, (first or last + 1) + self.tokens)
         text = "".join(chr(ord("a") + number % 26) if self.honest else "?" for number in numbers)
         return request(first, text, self.finish, PRODUCERS[self.producer])
 
@@ -59,6 +60,13 @@ class Again:
 @dataclass(frozen=True)
 class Together:
     """Append at the same moment, so that the requests share a script call."""
+
+    asks: tuple[Ask, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Append in a group, as ProduceMany does. Offsets are counted as if each before it were stored as asked."""
 
     asks: tuple[Ask, ...]
 
@@ -83,6 +91,7 @@ STEPS = st.one_of(
     ASKS,
     st.builds(Again, STREAMS, st.integers(0, 3)),
     st.builds(Together, st.lists(ASKS, min_size=2, max_size=5).map(tuple)),
+    st.builds(Group, st.lists(ASKS, min_size=1, max_size=8).map(tuple)),
     st.builds(End, STREAMS, st.sampled_from([*SEALS, Create(), None])),
     st.just(FORGET_SCRIPTS),
 )
@@ -127,6 +136,8 @@ class History:
                     await self._produce(stream, self.made[stream][-1 - back % len(self.made[stream])])
             case Together(asks):
                 await self._append_together(asks)
+            case Group(asks):
+                await self._produce_group(asks)
             case End(stream, None):
                 assert await self.rig.parts.streams.delete(self.name(stream)) is bool(self.models[stream].entries)
                 self.models[stream] = ModelLog()
@@ -152,6 +163,20 @@ class History:
         for stream, one in asked:
             self.made[stream].append(one)
         assert outcomes == [self.models[stream].append(one) for stream, one in asked]
+        for (stream, _), outcome in zip(asked, outcomes, strict=True):
+            assert outcome.vouched_by(await self.rig.parts.entries(self.name(stream)))
+
+    async def _produce_group(self, asks: tuple[Ask, ...]) -> None:
+        ends = [model.last for model in self.models]
+        asked: list[tuple[int, Append]] = []
+        for ask in asks:
+            ahead = ends[ask.stream] - self.models[ask.stream].last
+            one = ask.request(self.models[ask.stream], ahead)
+            ends[ask.stream] = max(ends[ask.stream], one.first + one.records - 1)
+            asked.append((ask.stream, one))
+            self.made[ask.stream].append(one)
+        outcomes = await self.rig.parts.produce_all([(self.name(stream), one) for stream, one in asked])
+        assert outcomes == produce_group(self.models, asked)
         for (stream, _), outcome in zip(asked, outcomes, strict=True):
             assert outcome.vouched_by(await self.rig.parts.entries(self.name(stream)))
 

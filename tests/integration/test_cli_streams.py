@@ -76,9 +76,9 @@ async def test_the_life_of_a_stream(bridge: RunningBridge, client: Client) -> No
         (answer,) = cancelled.objects
         assert answer["finishReason"] == "FINISH_REASON_CANCELLED"
         assert answer["sealedNow"] is True
-        await writer.text("four")
+        await asyncio.wait_for(writer.stopped.wait(), 5)
         with pytest.raises(StreamCompleted, match="cancelled"):
-            await writer.flush()
+            await writer.text("four")
 
     (info,) = (await run("streams", "get", *stream, "--json")).objects
     assert (info["state"], info["firstSequence"], info["producerEpoch"]) == ("STREAM_STATE_SEALED", "2", "0")

@@ -17,7 +17,6 @@ from llmbridge.client import (
     RetryPolicy,
     Unavailable,
 )
-from llmbridge.v1 import bridge_service_pb2
 from tests.support.fake_bridge import KEY, FakeBridge, serving
 from tests.support.faults import Fault
 from tests.support.whole_response import QUICK, WORDS, check_whole, read, whole
@@ -39,7 +38,6 @@ async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
 
 async def test_a_whole_response_is_read_to_its_end(bridge: FakeBridge, client: Client) -> None:
     whole(bridge)
-    bridge.linger = 0.1
     subscription = client.subscribe(*KEY)
     messages = await read(subscription)
     check_whole(messages)
@@ -47,7 +45,6 @@ async def test_a_whole_response_is_read_to_its_end(bridge: FakeBridge, client: C
     assert messages[-1].appended_ms == 1_700_000_000_013
     assert subscription.completion is not None
     assert [message async for message in subscription] == []
-    # The call was left to end by itself.
     await bridge.until(lambda: bridge.readers == 0)
     assert bridge.endings == ["served"]
     assert len(bridge.subscribed) == 1
@@ -112,20 +109,11 @@ async def test_a_bridge_that_is_down_is_waited_for(bridge: FakeBridge, client: C
 
 
 async def test_heartbeats_are_hidden_and_keep_the_call_alive(bridge: FakeBridge, client: Client) -> None:
-    bridge.heartbeat = 0.05
-    beats: list[str] = []
-
-    def note(response: bridge_service_pb2.SubscribeResponse) -> None:
-        if not response.tokens and not response.HasField("completion"):
-            beats.append(response.cursor)
-            bridge.notify()
-
-    bridge.alter_response = note
-    subscription = client.subscribe(*KEY, silence_timeout=5)
-    reading = asyncio.create_task(read(subscription))
-    await bridge.until(lambda: len(beats) == 3)
+    bridge.heartbeat = 0.1
+    reading = asyncio.create_task(read(client.subscribe(*KEY, silence_timeout=0.5)))
+    await bridge.until(lambda: bridge.beats == 8)
     bridge.append(*WORDS)
-    await bridge.until(lambda: bridge.log.cursor(12) in beats)
+    await bridge.until(lambda: bridge.beats == 16)
     bridge.seal()
     check_whole(await reading)
     assert len(bridge.subscribed) == 1
@@ -177,7 +165,6 @@ async def test_every_success_ends_an_outage(bridge: FakeBridge) -> None:
         (Fault("LIMIT_EXCEEDED"), LimitExceeded),
         (Fault("INTERNAL"), BridgeFailure),
         (Fault(code=grpc.StatusCode.UNKNOWN, message="Unexpected <class 'KeyError'>"), BridgeFailure),
-        (Fault(code=grpc.StatusCode.DEADLINE_EXCEEDED), BridgeFailure),
         (Fault(code=grpc.StatusCode.UNIMPLEMENTED), BridgeFailure),
     ],
 )
@@ -255,7 +242,7 @@ async def test_a_cancelled_anext_loses_nothing(bridge: FakeBridge, client: Clien
             except TimeoutError:
                 continue
     check_whole(messages)
-    assert len(bridge.subscribed) > 1
+    assert len(bridge.subscribed) == 1
 
 
 async def test_cancellation_passes_through(bridge: FakeBridge, client: Client) -> None:
@@ -268,7 +255,7 @@ async def test_cancellation_passes_through(bridge: FakeBridge, client: Client) -
     assert bridge.endings == ["cancelled"]
 
 
-async def test_leaving_early_ends_the_call(bridge: FakeBridge, client: Client) -> None:
+async def test_leaving_early_ends_the_subscription(bridge: FakeBridge, client: Client) -> None:
     bridge.append(*WORDS)
     async with client.subscribe(*KEY) as subscription:
         async for _ in subscription:
@@ -280,7 +267,7 @@ async def test_leaving_early_ends_the_call(bridge: FakeBridge, client: Client) -
     assert rest[-1].completion is not None
 
 
-async def test_a_forgotten_subscription_ends_its_call(bridge: FakeBridge, client: Client) -> None:
+async def test_a_forgotten_subscription_ends(bridge: FakeBridge, client: Client) -> None:
     bridge.append(*WORDS)
     async for _ in client.subscribe(*KEY):
         break

@@ -22,6 +22,7 @@ from llmbridge.client import (
     Takeover,
 )
 from llmbridge.v1.stream_pb2 import StreamRef
+from tests.support.calls import failure, produce, ref
 from tests.support.log_surgery import LogSurgery
 from tests.support.producer_process import ProducerProcess
 from tests.support.redis_process import RedisProcess
@@ -108,24 +109,21 @@ async def test_what_is_not_kept_is_told_to_everybody(client: Client, surgery: Lo
 
 
 async def test_a_producer_that_was_forgotten_and_went_on_is_not_overwritten(
-    client: Client, surgery: LogSurgery
+    bridge: RunningBridge, client: Client, surgery: LogSurgery
 ) -> None:
     """A failover forgets the takeover too, so that the old producer's next record is taken."""
-    async with client.write(*KEY, close_timeout=0.1) as old:
-        await old.text("a")
-        await old.flush()
-        takeover = await client.takeover(*KEY)
-        with pytest.raises(DataLost):
-            async with takeover.writer as new:
-                await new.write("b", "c")
-                await new.flush()
-                surgery.lose_tail(1)
-                await old.text("B")
-                await old.flush()
-                await new.text("d")
-        with pytest.raises(StreamCompleted):
-            await old.text("C")
-            await old.flush()
+    # It does not hear that it was fenced off.
+    old = ref("r")
+    await produce(bridge.bridge, old, "a", first=1)
+    takeover = await client.takeover(*KEY)
+    with pytest.raises(DataLost):
+        async with takeover.writer as new:
+            await new.write("b", "c")
+            await new.flush()
+            surgery.lose_tail(1)
+            await produce(bridge.bridge, old, "B", first=2)
+            await new.text("d")
+    assert (await failure(produce(bridge.bridge, old, "C", first=3))).reason == "COMPLETED"
     messages = await read(client)
     assert text(messages) == "aB"
     assert messages[-1].finish_reason is FinishReason.ERROR
@@ -180,7 +178,7 @@ async def test_of_two_takeovers_one_wins(client: Client) -> None:
 
         words = await asyncio.gather(go_on(first, "b"), go_on(second, "c"))
         assert sorted(map(len, words)) == [0, 1]
-        with pytest.raises(StreamCompleted):
+        with pytest.raises(ProducerFenced):
             await dead.text("d")
             await dead.flush()
     messages = await read(client)

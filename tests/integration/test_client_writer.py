@@ -25,7 +25,7 @@ from llmbridge.client import (
 )
 from llmbridge.v1 import bridge_service_pb2, token_pb2
 from tests.support.fake_bridge import KEY, FakeBridge, serving
-from tests.support.faults import Context, Fault
+from tests.support.faults import Fault
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=5.0, give_up_after=20.0)
 
@@ -269,17 +269,12 @@ async def test_a_stream_of_somebody_else_is_left_alone(bridge: FakeBridge, clien
     assert (bridge.log.text, finish_reason(bridge)) == ("a", FinishReason.STOP)
 
 
-async def test_an_answer_about_other_records_is_noticed() -> None:
-    class LyingBridge(FakeBridge):
-        async def Produce(  # noqa: N802
-            self, request: bridge_service_pb2.ProduceRequest, context: Context
-        ) -> bridge_service_pb2.ProduceResponse:
-            response = await super().Produce(request, context)
-            response.last_sequence += 1
-            return response
+async def test_an_answer_about_other_records_is_noticed(bridge: FakeBridge, client: Client) -> None:
+    def lie(receipt: bridge_service_pb2.Receipt) -> None:
+        receipt.last_sequence += 1
 
-    async with LyingBridge() as bridge, Client(bridge.address, retry=QUICK) as client:
-        with pytest.raises(ProtocolViolation, match="2 instead of 1"):
-            async with client.write(*KEY) as writer:
-                await writer.text("a")
-                await writer.flush()
+    bridge.alter_receipt = lie
+    with pytest.raises(ProtocolViolation, match="2 instead of 1"):
+        async with client.write(*KEY) as writer:
+            await writer.text("a")
+            await writer.flush()

@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmbridge.errors import RedisUnavailable
+from llmbridge.log.appending import MAX_STREAMS_A_CALL
 from llmbridge.log.cluster import slot_of
 from llmbridge.log.commands import Commands
 from llmbridge.log.keys import Keys
@@ -24,6 +25,7 @@ from tests.support.cluster import Cluster
 from tests.support.group_calls import Share, membership
 from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import RunningBridge, running_bridge
+from tests.support.writers import Writers, append, id_of, start
 
 TOKENS = 60
 SESSIONS = [f"s{i}" for i in range(24)]
@@ -134,8 +136,10 @@ async def test_while_a_slot_is_on_its_way(own_cluster: Cluster, key_prefix: str)
         source = own_cluster.begin_moving(slot, to)
         await produce_surely(bridge, stream, "b", first=2)
         assert own_cluster.move_keys(slot, source, to, at_most=2) == 2
-        failed = await failure(produce(bridge.bridge, stream, "c", first=3))
+        failed = await failure(produce(bridge.bridge, stream, "c", first=3, completion=STOP))
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "REDIS_UNAVAILABLE")
+        # One that ends nothing needs its stream's log alone.
+        assert await produce_surely(bridge, stream, "c", first=3) == []
         assert own_cluster.move_keys(slot, source, to) > 0
         assert await produce_surely(bridge, stream, "c", first=3) == []
         state = await bridge.admin.GetStream(GetStreamRequest(stream=stream))
@@ -160,6 +164,35 @@ async def test_while_a_slot_is_on_its_way(own_cluster: Cluster, key_prefix: str)
         found = await bridge.admin.ListStreams(ListStreamsRequest(session_id="s"))
         assert len(found.streams) == 2
         await bridge.core._lost_producers.sweep()
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["on its way", "moved"])
+async def test_a_group_that_is_sent_on_to_another_node_keeps_its_order(
+    own_cluster: Cluster, key_prefix: str, moved: bool
+) -> None:
+    """Several script calls' worth of one stream, which the bridge takes for another node's."""
+    count = 3 * MAX_STREAMS_A_CALL
+    async with serving(own_cluster, key_prefix) as bridge:
+        writers = Writers(bridge.bridge)
+        starts = start(1, ref("r")), start(2, ref("r", "other"))
+        await writers.send(append(1, 1, "1"), append(2, 1, "1"), starts=starts)
+        await writers.settled()
+        slot = slot_of_session(key_prefix, "s")
+        to = next(it for it in own_cluster.nodes if it is not own_cluster.node_of(slot))
+        source = own_cluster.begin_moving(slot, to)
+        assert own_cluster.move_keys(slot, source, to) > 0
+        if moved:
+            own_cluster.end_moving(slot, source, to)
+        await writers.send(*(append(i, n, str(n)) for n in range(2, count + 1) for i in (1, 2)))
+        receipts = await writers.settled()
+        if not moved:
+            own_cluster.end_moving(slot, source, to)
+        assert not any(receipt.HasField("failure") for receipt in receipts.values())
+        for i in (1, 2):
+            ours = [receipts[id_of(i, n)].last_sequence for n in range(1, count + 1)]
+            assert ours == list(range(1, count + 1))
+        received = await Received().read(bridge.bridge.Subscribe(SubscribeRequest(stream=ref("r"))), through=count)
+        assert received.texts == [str(n) for n in range(1, count + 1)]
 
 
 async def test_a_node_that_is_down_takes_its_own_streams_along_and_no_others(

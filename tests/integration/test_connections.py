@@ -227,7 +227,7 @@ async def test_disconnect_of_one_that_takes_nothing(bridge: RunningBridge) -> No
         assert 0 < held.lag < len(HELD_TEXTS)
         assert held.last_activity_ms >= held.since_ms
         [connection] = bridge.core._connections._connections.values()
-        reader = weakref.ref(connection._attached)
+        reader = weakref.ref(connection._attendee)
         await disconnect(bridge, held.id)
         # At once: nobody has read anything yet.
         assert bridge.core.idle

@@ -2,11 +2,15 @@
 
 import asyncio
 import io
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl, quote
 
+import httpx
 import psutil
 import pytest
 from rich.console import Console
@@ -17,6 +21,7 @@ from llmbridge.cli.model_server import ModelServerError, find_model
 from llmbridge.client.adapters import openai_records
 from llmbridge.server.embedded_redis import EmbeddedRedisError, find_redis_server
 from llmbridge.v1.token_pb2 import Completion, Token
+from tests.support.event_stream import read_to_end
 from tests.support.processes import ended
 
 pytest.importorskip("openai", reason="the extra 'openai' is not installed")
@@ -33,7 +38,7 @@ def missing() -> str:
 
 MISSING = missing()
 needs_everything = pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")
-QUICK = DemoOptions(max_tokens=160, cut_after=20, down_seconds=0.1)
+QUICK = DemoOptions(max_tokens=160, cut_after=20, down_seconds=0.1, page=False)
 
 
 def children() -> list[psutil.Process]:
@@ -57,6 +62,29 @@ async def test_it_passes_and_leaves_nothing_behind() -> None:
     assert "reader B : resumed after token" in shown
     assert "✗" not in shown
     assert shown.count("✓") == 7
+    assert "the answer is also at" not in shown
+
+
+@needs_everything
+async def test_the_page_shows_the_answer_while_it_comes() -> None:
+    for needed in ("httptools", "starlette", "uvicorn", "websockets"):
+        pytest.importorskip(needed, reason="the extra 'gateway' is not installed")
+    out = io.StringIO()
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(run_demo(replace(QUICK, page=True), Console(file=out, width=240)))
+        while (told := re.search(r"also at (http://\S+)/#(\S+)", out.getvalue())) is None:
+            assert not running.done(), out.getvalue()
+            await asyncio.sleep(0.05)
+        names = dict(parse_qsl(told[2]))
+        path = "/v1/sessions/{session}/models/{model}/responses/{response}/events".format_map(
+            {name: quote(value, safe="") for name, value in names.items()}
+        )
+        async with httpx.AsyncClient(base_url=told[1], timeout=20, trust_env=False) as http:
+            assert "<html" in (await http.get("/")).text
+            stream = await read_to_end(http, path)
+    assert stream.names[-1] == "complete"
+    assert stream.text
+    assert running.result() == PASSED, out.getvalue()
 
 
 @needs_everything
@@ -79,14 +107,14 @@ async def test_a_wrong_text_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_everything
 async def test_an_answer_too_short_to_be_cut_fails_it() -> None:
-    code, shown = await run(DemoOptions(max_tokens=10, cut_after=20))
+    code, shown = await run(DemoOptions(max_tokens=10, cut_after=20, page=False))
     assert code == FAILED
     assert "the answer ended after 10 tokens, before the connection was to be cut" in shown
 
 
 @needs_everything
 async def test_it_ends_in_time_and_says_who_was_not_done() -> None:
-    code, shown = await run(DemoOptions(time_limit_seconds=0.5))
+    code, shown = await run(DemoOptions(time_limit_seconds=0.5, page=False))
     assert code == FAILED
     assert "· stopped after 0.5 s" in shown
     assert "the producer did not complete" in shown

@@ -97,6 +97,45 @@ async def test_only_so_many_connections(bridge: RunningBridge) -> None:
                     break
 
 
+async def test_an_event_source_for_which_there_is_no_room_is_told_to_come_back(bridge: RunningBridge) -> None:
+    """At every status but 200, and at one that its origin may not see, a browser's would give up for good."""
+    headers = {"accept": "text/event-stream", "origin": PAGE}
+    async with running_gateway(bridge.address, http_max_connections=1, http_cors_origins=(PAGE,)) as gateway:
+        async with connection(gateway):
+            await asyncio.sleep(0)
+            told = await gateway.http.get(f"{STREAM}/events", headers=headers)
+            assert (told.status_code, told.headers["connection"]) == (200, "close")
+            assert told.headers["content-type"].startswith("text/event-stream")
+            assert told.headers["access-control-allow-origin"] == PAGE
+            comment, retry = told.text.splitlines()
+            assert comment.startswith(":")
+            assert "http_max_connections" in comment
+            assert 1_000 <= int(retry.removeprefix("retry: ")) <= 3_000
+            other = await gateway.http.post(f"{STREAM}:produce", json=TOKEN)
+            assert (other.status_code, other.headers["retry-after"], other.headers["connection"]) == (429, "1", "close")
+            socket_ = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+            page = await gateway.http.get("/v1/websocket", headers=socket_ | {"sec-websocket-key": "eA=="})
+            assert page.status_code == 503
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (await gateway.http.get(STREAM)).status_code != 404:
+                await asyncio.sleep(0.01)
+
+
+async def test_so_many_at_once_that_not_even_that_can_be_told(
+    bridge: RunningBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "REFUSED_AT_ONCE", 2)
+    monkeypatch.setattr(protocol, "REFUSED_HEAD_SECONDS", PATIENCE_SECONDS)
+    async with (
+        running_gateway(bridge.address, http_max_connections=1) as gateway,
+        connection(gateway),
+        connection(gateway),
+        connection(gateway),
+        connection(gateway) as (reader, _),
+    ):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
+
+
 async def test_nonsense_is_refused_and_does_no_harm(bridge: RunningBridge) -> None:
     async with running_gateway(bridge.address) as gateway:
         for nonsense in (

@@ -91,7 +91,8 @@ async def test_reflection_describes_the_methods(bridge: RunningBridge) -> None:
     answer = await ask(bridge, file_containing_symbol="llmbridge.v1.BridgeService")
     files = [FileDescriptorProto.FromString(raw) for raw in answer.file_descriptor_response.file_descriptor_proto]
     [service] = [service for file in files for service in file.service if service.name == "BridgeService"]
-    assert [method.name for method in service.method] == ["Produce", "Subscribe", "Cancel", "KeepAlive"]
+    names = {method.name for method in service.method}
+    assert names == {"Produce", "Subscribe", "ProduceMany", "SubscribeMany", "Cancel", "KeepAlive"}
 
 
 async def test_reflection_of_what_is_not_here(bridge: RunningBridge) -> None:

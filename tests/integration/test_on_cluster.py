@@ -7,6 +7,8 @@ import pytest
 import redis
 
 from tests.integration.test_group_service import *  # noqa: F403
+from tests.integration.test_produce_many import *  # noqa: F403
+from tests.integration.test_produce_many_ends import *  # noqa: F403
 from tests.integration.test_stop import *  # noqa: F403
 from tests.integration.test_streams_admin import *  # noqa: F403
 from tests.integration.test_subscribe import *  # noqa: F403

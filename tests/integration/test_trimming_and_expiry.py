@@ -1,6 +1,7 @@
 """What a stream keeps, and how long: length limits, retention, and the expiry of all that is beside it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -147,17 +148,52 @@ async def test_a_stream_from_before_the_limit_was_lowered_can_be_ended(
 
 
 @pytest.mark.parametrize("step", [request(0, "t"), request(0, "t", STOP), request(0, "t", by=NEWER), CANCEL])
-@pytest.mark.parametrize("own", [None, 5_000])
-async def test_what_is_stored_renews_retention(
-    each_redis: RedisProcess, key_prefix: str, step: Append | Seal, own: int | None
+async def test_what_is_stored_renews_a_short_retention(
+    each_redis: RedisProcess, key_prefix: str, step: Append | Seal
 ) -> None:
     async with log_parts(each_redis.url, key_prefix) as parts:
-        await parts.streams.create(NAME, own, None, DAY_MS)
+        await parts.streams.create(NAME, 5_000, None, DAY_MS)
         await _append(parts, "t")
         log = parts.keys.stream(NAME).log
         assert await parts.client.pexpire(log, 900)
         await parts.store(NAME, step)
-        assert (own or DAY_MS) - 2_000 < await parts.client.pttl(log) <= (own or DAY_MS)
+        assert 3_000 < await parts.client.pttl(log) <= 5_000
+
+
+@pytest.mark.parametrize("step", [request(2, "t"), request(2, "t", STOP), request(2, "t", by=NEWER), CANCEL])
+@pytest.mark.parametrize("own", [None, 3_600_000])
+async def test_what_is_stored_first_in_a_minute_renews_a_long_retention_for_all_of_it(
+    each_redis: RedisProcess, key_prefix: str, step: Append | Seal, own: int | None
+) -> None:
+    minute_ms = 60_000
+    async with log_parts(each_redis.url, key_prefix) as parts:
+        if own:
+            await parts.streams.create(NAME, own, None, DAY_MS)
+        await _append(parts, "t")
+        log = parts.keys.stream(NAME).log
+        # As if the last entry were an hour old, and as if it were a minute younger, by a clock that was set back since.
+        for offset_ms in (-3_600_000, minute_ms):
+            found: Any = await parts.client.xrevrange(log, count=1)
+            entry_id, fields = found[0]
+            time_ms, rest = fields[b"i"].split(b" ", 1)
+            async with parts.client.pipeline(transaction=True) as surgery:
+                surgery.delete(log)
+                surgery.xadd(log, fields | {b"i": b"%d %s" % (int(time_ms) + offset_ms, rest)}, id=entry_id)
+                surgery.pexpire(log, 900)
+                await surgery.execute()
+            if offset_ms < 0:
+                kept: Any = await parts.client.dump(log)
+            await parts.store(NAME, step)
+            assert 0 <= await parts.client.pttl(log) - (own or DAY_MS) <= minute_ms
+            await parts.client.restore(log, 900, kept, replace=True)
+            await parts.client.zadd(parts.keys.stream(NAME).open_index, {parts.keys.stream(NAME).open_member: 0})
+
+
+async def test_whenever_a_token_is_stored_it_lives_for_its_retention(each_redis: RedisProcess, key_prefix: str) -> None:
+    async with log_parts(each_redis.url, key_prefix) as parts:
+        for number in range(1, 20):
+            await parts.store(NAME, request(number, "t"))
+            assert await parts.client.pttl(parts.keys.stream(NAME).log) >= DAY_MS
 
 
 async def test_keep_alive_renews_retention(each_redis: RedisProcess, key_prefix: str) -> None:
@@ -167,7 +203,8 @@ async def test_keep_alive_renews_retention(each_redis: RedisProcess, key_prefix:
             log = parts.keys.stream(name).log
             assert await parts.client.pexpire(log, 900)
             await parts.seals.keep_alive(name, A)
-            assert (own or DAY_MS) - 2_000 < await parts.client.pttl(log) <= (own or DAY_MS)
+            longer_ms = 0 if own else 60_000
+            assert (own or DAY_MS) - 2_000 < await parts.client.pttl(log) <= (own or DAY_MS) + longer_ms
 
 
 async def test_an_expired_stream_begins_anew(each_redis: RedisProcess, key_prefix: str) -> None:

@@ -12,10 +12,13 @@ class BridgeProcess:
     """`llmbridge serve` on a free loopback port; `environment` are its settings.
 
     Another `command` may start another implementation; its first line of output must end with "listening on HOST:PORT".
+    With `http`, which the settings must ask for as well, its second line must end with "at URL".
     """
 
     environment: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = (sys.executable, "-m", "llmbridge.cli.app", "serve", "--port", "0")
+    http: bool = False
+    http_url: str = ""
 
     def start(self) -> "BridgeProcess":
         environment = {
@@ -32,6 +35,11 @@ class BridgeProcess:
         if " listening on " not in line:
             raise AssertionError(f"the bridge did not start: {line!r}, exit code {self.process.wait(10)}")
         self.address = line.rsplit(" ", 1)[1].strip()
+        if self.http:
+            line = self.process.stdout.readline()
+            if " at http" not in line:
+                raise AssertionError(f"the bridge does not serve HTTP: {line!r}, exit code {self.process.wait(10)}")
+            self.http_url = line.rsplit(" ", 1)[1].strip()
         return self
 
     def kill(self) -> None:

@@ -37,7 +37,7 @@ class EventStream:
     events: list[SentEvent] = field(default_factory=list)
     comments: list[str] = field(default_factory=list)
     retries: list[int] = field(default_factory=list)
-    raw: bytes = b""
+    raw: bytearray = field(default_factory=bytearray)
     _rest: bytes = b""
 
     def feed(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -25,11 +25,15 @@ from tests.support.fake_admin import FakeAdmin
 from tests.support.fake_connections import FakeConnections
 from tests.support.fake_groups import FakeGroups
 from tests.support.fake_log import Key, Log, Logs, completed, fenced, key_of
+from tests.support.fake_produce_many import ProducingCall
+from tests.support.fake_subscribe_many import ReadingCall, SubscriptionFailed
 from tests.support.faults import Context, Fault, fail, maybe_fail
 from tests.support.tasks import no_tasks_left
 
 KEY: Key = ("s", "m", "r")
 """The stream that tests use when one is enough."""
+
+_Message = TypeVar("_Message")
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -47,8 +51,8 @@ class FakeBridge(BridgeServiceServicer):
         self.largest_message = 8
         self.tokens_per_request = 1_024
         self.token_bytes = 65_536
-        self.linger = 0.0
-        """How long, in seconds, the end of a Subscribe call comes after the completion."""
+        self.tells_ends = False
+        """Whether writers are told without an append that their stream was cancelled or taken over."""
         self.logs = Logs()
         self.admin = FakeAdmin(self.logs, self.notify)
         self.connections = FakeConnections()
@@ -59,16 +63,25 @@ class FakeBridge(BridgeServiceServicer):
         self.cancel_faults: deque[Fault] = deque()
         self.keep_alive_faults: deque[Fault] = deque()
         self.alter_response: Callable[[bridge_pb2.SubscribeResponse], None] = lambda response: None
+        self.alter_receipt: Callable[[bridge_pb2.Receipt], None] = lambda receipt: None
         self.before_produce: Callable[[], Awaitable[None]] = _nothing
-        """Carried out when a Produce call has come, before it is served."""
+        """Carried out when an append has come, before it is served."""
+        self.produce_calls = 0
+        self.subscribe_calls = 0
+        self.transports: list[str] = []
+        """Where each SubscribeMany call says that its readers come from."""
+        self.produce_messages: list[bridge_pb2.ProduceManyRequest] = []
+        self.subscribe_messages: list[bridge_pb2.SubscribeManyRequest] = []
         self.produced: list[bridge_pb2.ProduceRequest] = []
+        """Each append, as the ProduceRequest that would be the same."""
         self.subscribed: list[bridge_pb2.SubscribeRequest] = []
+        """Each subscription that began."""
+        self.beats = 0
+        """How many heartbeats were sent."""
         self.kept_alive: list[bridge_pb2.KeepAliveRequest] = []
-        self.deadlines: list[float | None] = []
-        """How many seconds each Subscribe call was given."""
         self.readers = 0
         self.endings: list[str] = []
-        """How each Subscribe call ended: `served` to its end, `failed`, or `cancelled` by the client."""
+        """How each subscription ended: `served` to its end, `failed`, or `cancelled` by the client."""
         self._port = 0
         self._random = random.Random(seed)
         self._changed = asyncio.Event()
@@ -142,16 +155,55 @@ class FakeBridge(BridgeServiceServicer):
         self.notify()
 
     async def Produce(self, request: bridge_pb2.ProduceRequest, context: Context) -> bridge_pb2.ProduceResponse:
+        """The client has another way."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the client appends by ProduceMany")
+
+    async def Subscribe(  # type: ignore[override] # writes nothing
+        self, request: bridge_pb2.SubscribeRequest, context: Context
+    ) -> None:
+        """The client has another way."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the client reads by SubscribeMany")
+
+    async def ProduceMany(  # type: ignore[override] # writes by itself
+        self, requests: AsyncIterator[bridge_pb2.ProduceManyRequest], context: Context
+    ) -> None:
+        self.produce_calls += 1
+        call = ProducingCall(context, self._append, self._ending_of, lambda: self._changed.wait())
+        await call.serve(self._noted(requests, self.produce_messages))
+
+    async def _append(self, request: bridge_pb2.ProduceRequest) -> bridge_pb2.Receipt | Fault:
         self.produced.append(request)
         self.notify()
         await self.before_produce()
-        async with maybe_fail(self.produce_faults, context):
+        fault = self.produce_faults.popleft() if self.produce_faults else None
+        if fault is None or fault.after_storing:
             refusal = self._check_limits(request) or self.logs.append(request)
             if refusal is not None:
-                await fail(context, refusal)
+                return refusal
             self.notify()
+        if fault is not None and fault.hang:
+            await asyncio.Event().wait()
+        if fault is not None:
+            return fault
         last = request.first_sequence + len(request.tokens) + request.HasField("completion") - 1
-        return bridge_pb2.ProduceResponse(cursor=self.logs[key_of(request.stream)].cursor(last), last_sequence=last)
+        receipt = bridge_pb2.Receipt(cursor=self.logs[key_of(request.stream)].cursor(last), last_sequence=last)
+        self.alter_receipt(receipt)
+        return receipt
+
+    def _ending_of(self, writer: bridge_pb2.WriterStart) -> Fault | None:
+        """How a writer is told that it can append no more, without being asked."""
+        log = self.logs.get(key_of(writer.stream))
+        if log is None or not self.tells_ends:
+            return None
+        if log.completion is not None and log.sealer != stream_pb2.SEALER_PRODUCER:
+            return completed(log)
+        return None if log.admits(writer.producer_epoch, writer.producer_id) else fenced(log)
+
+    async def _noted(self, requests: AsyncIterator[_Message], messages: list[_Message]) -> AsyncIterator[_Message]:
+        async for request in requests:
+            messages.append(request)
+            self.notify()
+            yield request
 
     def _check_limits(self, request: bridge_pb2.ProduceRequest) -> Fault | None:
         exceeded = (
@@ -191,52 +243,58 @@ class FakeBridge(BridgeServiceServicer):
                 await fail(context, fenced(log))
         return bridge_pb2.KeepAliveResponse(producer_lost_ms=self.lost_ms)
 
-    async def Subscribe(
-        self, request: bridge_pb2.SubscribeRequest, context: Context
-    ) -> AsyncIterator[bridge_pb2.SubscribeResponse]:
+    async def SubscribeMany(  # type: ignore[override] # writes by itself
+        self, requests: AsyncIterator[bridge_pb2.SubscribeManyRequest], context: Context
+    ) -> None:
+        self.subscribe_calls += 1
+        self.transports.append(str(dict(context.invocation_metadata() or ()).get("llmbridge-transport", "")))
+        call = ReadingCall(context, self._subscription, self.heartbeat, self._note_beat, self._note_ending)
+        await call.serve(self._noted(requests, self.subscribe_messages))
+
+    def _note_beat(self) -> None:
+        self.beats += 1
+        self.notify()
+
+    def _note_ending(self, ending: str) -> None:
+        self.readers -= 1
+        self.endings.append(ending)
+        self.notify()
+
+    def _begin(self, request: bridge_pb2.SubscribeRequest) -> Fault | None:
         self.subscribed.append(request)
-        self.deadlines.append(context.time_remaining())
-        fault = self.subscribe_faults.popleft() if self.subscribe_faults else None
-        await context.send_initial_metadata(())
         self.readers += 1
         self.notify()
-        ending = "cancelled"
-        try:
-            async with aclosing(self._serve(request, context, fault)) as responses:
-                async for response in responses:
-                    self.alter_response(response)
-                    yield response
-            ending = "served"
-        except grpc.aio.AbortError:
-            ending = "failed"
-            raise
-        finally:
-            self.readers -= 1
-            self.endings.append(ending)
-            self.notify()
+        return self.subscribe_faults.popleft() if self.subscribe_faults else None
+
+    async def _subscription(self, request: bridge_pb2.SubscribeRequest) -> AsyncGenerator[bridge_pb2.SubscribeResponse]:
+        fault = self._begin(request)
+        async with aclosing(self._serve(request, fault)) as responses:
+            async for response in responses:
+                self.alter_response(response)
+                yield response
 
     async def _serve(
-        self, request: bridge_pb2.SubscribeRequest, context: Context, fault: Fault | None
+        self, request: bridge_pb2.SubscribeRequest, fault: Fault | None
     ) -> AsyncGenerator[bridge_pb2.SubscribeResponse]:
         key = key_of(request.stream)
-        position = await self._attach(request, context)
+        position = self._attach(request)
         left = fault.after_records if fault is not None else 0
+        if request.position == bridge_pb2.POSITION_LATEST:
+            log = self.logs.get(key)
+            yield bridge_pb2.SubscribeResponse(cursor=log.cursor(position) if log and position else "")
         while True:
             if fault is not None and left == 0:
-                await fail(context, fault)
+                raise SubscriptionFailed(fault)
             log = self.logs.get(key)
             if log is None and position:
-                await fail(context, Fault("EXPIRED", metadata={"earliest_cursor": ""}))
+                raise SubscriptionFailed(Fault("EXPIRED", metadata={"earliest_cursor": ""}))
             if log is not None and log.last < position:
-                await fail(context, Fault("LOST", metadata={"earliest_cursor": log.cursor(log.first - 1)}))
+                earliest = {"earliest_cursor": log.cursor(log.first - 1)}
+                raise SubscriptionFailed(Fault("LOST", metadata=earliest))
             if log is None or log.last <= position:
                 if log is not None and log.completion is not None:
-                    await asyncio.sleep(self.linger)
                     return
-                try:
-                    await asyncio.wait_for(self._changed.wait(), self.heartbeat)
-                except TimeoutError:
-                    yield bridge_pb2.SubscribeResponse(cursor=log.cursor(position) if log and position else "")
+                await self._changed.wait()
                 continue
             count = min(self._random.randint(1, self.largest_message), log.last - position)
             if fault is not None:
@@ -245,18 +303,18 @@ class FakeBridge(BridgeServiceServicer):
             yield _message(log, position, count)
             position += count
 
-    async def _attach(self, request: bridge_pb2.SubscribeRequest, context: Context) -> int:
+    def _attach(self, request: bridge_pb2.SubscribeRequest) -> int:
         """Say after which sequence the reader begins."""
         log = self.logs.get(key_of(request.stream))
         if log is None:
             if request.after_cursor:
-                await fail(context, Fault("EXPIRED", metadata={"earliest_cursor": ""}))
+                raise SubscriptionFailed(Fault("EXPIRED", metadata={"earliest_cursor": ""}))
             return 0
         earliest = {"earliest_cursor": log.cursor(log.first - 1)}
         if request.after_cursor:
             incarnation, _, sequence = request.after_cursor.partition("-")
             if int(incarnation) != log.incarnation:
-                await fail(context, Fault("RESTARTED", metadata=earliest))
+                raise SubscriptionFailed(Fault("RESTARTED", metadata=earliest))
             position = int(sequence)
         elif request.position == bridge_pb2.POSITION_LATEST:
             return len(log.tokens)
@@ -265,7 +323,7 @@ class FakeBridge(BridgeServiceServicer):
         else:
             position = 0
         if position + 1 < log.first:
-            await fail(context, Fault("TRIMMED", metadata=earliest))
+            raise SubscriptionFailed(Fault("TRIMMED", metadata=earliest))
         return position
 
 

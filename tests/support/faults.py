@@ -11,6 +11,8 @@ import grpc
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.rpc import error_details_pb2, status_pb2
 
+from llmbridge.v1.bridge_service_pb2 import Failure
+
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 CODES = {
@@ -36,6 +38,7 @@ CODES = {
     "REDIS_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "APPEND_OUTCOME_UNKNOWN": grpc.StatusCode.UNAVAILABLE,
     "DRAINING": grpc.StatusCode.UNAVAILABLE,
+    "WORKER_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "INTERNAL": grpc.StatusCode.INTERNAL,
 }
 """The status that error_reason.proto documents with each reason."""
@@ -43,7 +46,10 @@ CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """How a call fails: by `reason` (with its documented code), or by `code` alone as a transport or proxy would."""
+    """How a call fails: by `reason` (with its documented code), or by `code` alone as a transport or proxy would.
+
+    Of what shares a call, an append or a subscription fails by a `reason`; by a `code` alone, the call as a whole.
+    """
 
     reason: str = ""
     code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
@@ -51,15 +57,20 @@ class Fault:
     metadata: Mapping[str, str] = field(default_factory=dict)
     retry_delay: float | None = None
     after_storing: bool = False
-    """Unary calls: carry the request out first."""
+    """Unary calls and appends: carry the request out first."""
     hang: bool = False
-    """Don't answer at all, instead of failing."""
+    """Don't answer at all, instead of failing; of a subscription: nothing more comes on its call."""
     after_records: int = 0
-    """Subscribe: deliver so many records first."""
+    """Subscriptions: deliver so many records first."""
 
     @property
     def status_code(self) -> grpc.StatusCode:
         return CODES.get(self.reason, self.code)
+
+    def failure(self) -> Failure:
+        """The fault of one of the things that share a call."""
+        details = dict(self.trailers()).get("grpc-status-details-bin", b"")
+        return Failure(code=self.status_code.value[0], message=self.message, status_details=details)
 
     def trailers(self) -> tuple[tuple[str, bytes], ...]:
         """What is said beside code and message, encoded as the contract has it."""

@@ -1,7 +1,7 @@
 """The parts that write to Redis, without gRPC; and what they left there."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -9,7 +9,7 @@ from typing import Any
 
 import redis.asyncio
 
-from llmbridge.errors import Completed, Fenced, SequenceConflict, SequenceGap
+from llmbridge.errors import AppendRefused, Completed, Fenced, SequenceConflict, SequenceGap
 from llmbridge.groups.places import GroupPlaces
 from llmbridge.log.appending import Appended, AppendLog, LogDefaults, Overlap
 from llmbridge.log.commands import Commands
@@ -83,6 +83,11 @@ class LogParts:
         """Store a request as the RPC does."""
         return await outcome_of(self.produce, name, request)
 
+    async def produce_all(self, asked: Sequence[tuple[StreamName, Append]]) -> list[Outcome]:
+        """Store a group of requests as ProduceMany does."""
+        items = [(self.keys.stream(name), request) for name, request in asked]
+        return [as_model(done) for done in await self.produce.append_all(items, source=self)]
+
     async def seal(self, name: StreamName, seal: Seal) -> tuple[bool, int, FinishReason, Sealer]:
         """Seal; tells whether it was now, the completion's number, and how."""
         made = await self.seals.seal(name, seal.sealer, seal.finish_reason, seal.fragment)
@@ -125,20 +130,30 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEntry:
 async def outcome_of(log: AppendLog | Produce, name: StreamName, request: Append) -> Outcome:
     """Append, and put what comes of it, answer or error, as the model does."""
     try:
-        done = await log.append(name, request)
-    except SequenceGap as error:
-        return Outcome(Decision.GAP, (int(error.metadata["expected"]),))
-    except Fenced as error:
-        return Outcome(Decision.FENCED, (int(error.metadata["epoch"]),))
-    except SequenceConflict as error:
-        return Outcome(Decision.CONFLICT, (int(error.metadata["sequence"]),))
-    except Completed as error:
-        finish = FinishReason[error.metadata["finish_reason"].removeprefix("FINISH_REASON_")]
-        return Outcome(Decision.COMPLETED, (finish, Sealer[error.metadata["sealer"].removeprefix("SEALER_")]))
-    if isinstance(done, Overlap):
-        return Outcome(Decision.OVERLAP, (done.last,))
-    decision = Decision.DUPLICATE if done.duplicate else Decision.APPEND
-    return Outcome(decision, (done.cursor.sequence,), done.cursor.checksum)
+        return as_model(await log.append(name, request))
+    except AppendRefused as error:
+        return as_model(error)
+
+
+def as_model(done: Appended | Overlap | Exception) -> Outcome:
+    """Put what came of an append as the model does. Raises what is no decision."""
+    match done:
+        case SequenceGap():
+            return Outcome(Decision.GAP, (int(done.metadata["expected"]),))
+        case Fenced():
+            return Outcome(Decision.FENCED, (int(done.metadata["epoch"]),))
+        case SequenceConflict():
+            return Outcome(Decision.CONFLICT, (int(done.metadata["sequence"]),))
+        case Completed():
+            finish = FinishReason[done.metadata["finish_reason"].removeprefix("FINISH_REASON_")]
+            return Outcome(Decision.COMPLETED, (finish, Sealer[done.metadata["sealer"].removeprefix("SEALER_")]))
+        case Overlap():
+            return Outcome(Decision.OVERLAP, (done.last,))
+        case Appended():
+            decision = Decision.DUPLICATE if done.duplicate else Decision.APPEND
+            assert done.last_sequence == done.cursor.sequence
+            return Outcome(decision, (done.last_sequence,), done.cursor.checksum)
+    raise done
 
 
 @asynccontextmanager

@@ -139,10 +139,7 @@ class ModelLog:
         outcome = self.append(request)
         if outcome.decision is not Decision.OVERLAP:
             return outcome
-        stored = self.last - request.first + 1
-        fragment = WIRE.skip(request.fragment, stored)
-        rest = Append(self.last + 1, request.tokens - stored, request.finish_reason, request.producer, fragment)
-        return self.append(rest)
+        return self.append(_rest(request, self.last))
 
     def seal(self, seal: Seal) -> tuple[bool, int, FinishReason, Sealer]:
         """Seal unless sealed. Tells whether it was now, the completion's number, and how."""
@@ -153,3 +150,37 @@ class ModelLog:
         assert last.finish_reason is not None
         assert last.sealer is not None
         return now, last.last, last.finish_reason, last.sealer
+
+
+def produce_group(logs: Sequence[ModelLog], asked: Sequence[tuple[int, Append]]) -> list[Outcome]:
+    """Do what ProduceMany does with a group: each request names its log by number.
+
+    What overlaps is sliced and appended again, and with it what the same producer sent behind it and found a gap.
+    """
+    requests = [request for _, request in asked]
+    outcomes: dict[int, Outcome] = {}
+    sliced: set[int] = set()
+    again = list(range(len(asked)))
+    while again:
+        for place in again:
+            outcomes[place] = logs[asked[place][0]].append(requests[place])
+        waiting, again, behind = again, [], set()
+        for place in waiting:
+            stream, request = asked[place][0], requests[place]
+            if outcomes[place].decision is Decision.OVERLAP:
+                behind.add((stream, request.producer))
+                sliced.add(place)
+                requests[place] = _rest(request, int(outcomes[place].answer[0]))
+                again.append(place)
+            elif outcomes[place].decision is Decision.GAP and (stream, request.producer) in behind:
+                again.append(place)
+    for place in sliced:
+        if outcomes[place].decision is Decision.DUPLICATE:
+            outcomes[place] = Outcome(Decision.APPEND, outcomes[place].answer)
+    return [outcomes[place] for place in range(len(asked))]
+
+
+def _rest(request: Append, last: int) -> Append:
+    stored = last - request.first + 1
+    fragment = WIRE.skip(request.fragment, stored)
+    return Append(last + 1, request.tokens - stored, request.finish_reason, request.producer, fragment)

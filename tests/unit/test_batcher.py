@@ -168,3 +168,23 @@ async def test_one_that_is_finished_carries_what_waits_and_ends() -> None:
         assert await asyncio.gather(*tasks) == [2, 4, 6]
         await run
     assert exchange.batches == [[1], [2], [3]]
+
+
+async def test_groups_go_undivided_and_a_full_batch_does_not_linger() -> None:
+    carried: list[list[str]] = []
+
+    async def carry(groups: Sequence[str]) -> list[str]:
+        carried.append(list(groups))
+        return list(groups)
+
+    batcher = Batcher(carry, 4, lambda _: 0, 1, lambda group: group, LINGER_SECONDS, count_of=len)
+    run = asyncio.create_task(batcher.run())
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    groups = ["aa", "bb", "c", "dddd", "eeeeee", "f", "ggg"]
+    assert await asyncio.gather(*map(batcher.submit, groups)) == groups
+    assert carried == [["aa", "bb"], ["c"], ["dddd"], ["eeeeee"], ["f", "ggg"]]
+    assert loop.time() - began < LINGER_SECONDS, "what waits is always a full batch"
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from llmbridge import client
 from llmbridge.client import errors
-from llmbridge.client.errors import ClientError, error_from_rpc
+from llmbridge.client.errors import ClientError, error_from_failure, error_from_rpc
 from llmbridge.v1.error_reason_pb2 import ErrorReason
 from llmbridge.v1.token_pb2 import FINISH_REASON_ERROR, Completion
 from tests.support.faults import CODES, Fault
@@ -54,6 +54,7 @@ EXPECTED = {
     "APPEND_OUTCOME_UNKNOWN": client.Unavailable,
     "DRAINING": client.Unavailable,
     "CONNECTION_IDLE": client.Unavailable,
+    "WORKER_UNAVAILABLE": client.Unavailable,
     "INTERNAL": client.BridgeFailure,
 }
 
@@ -64,6 +65,14 @@ def test_every_reason_of_the_contract_has_its_error(reason: str) -> None:
     assert type(error) is EXPECTED[reason]
     assert (error.reason, error.code, error.metadata) == (reason, CODES[reason], {"a": "b"})
     assert str(error) == "because"
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_what_shares_a_call_fails_as_a_call_does(reason: str) -> None:
+    fault = Fault(reason, message="because", metadata={"a": "b"}, retry_delay=0.5)
+    alone, shared = translate(fault), error_from_failure(fault.failure())
+    assert type(shared) is type(alone)
+    assert vars(shared) == vars(alone)
 
 
 def test_metadata_is_read() -> None:
@@ -131,6 +140,7 @@ def test_only_the_bridge_can_say_that_nothing_was_stored(fault: Fault, unknown: 
     [
         (Fault(code=grpc.StatusCode.UNAVAILABLE), client.Unavailable),
         (Fault(code=grpc.StatusCode.UNKNOWN, message="Stream removed"), client.Unavailable),
+        (Fault(code=grpc.StatusCode.INTERNAL, message="Internal error from Core"), client.Unavailable),
         (
             Fault(code=grpc.StatusCode.INTERNAL, message="Received RST_STREAM with error code 2"),
             client.Unavailable,

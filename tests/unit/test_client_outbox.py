@@ -6,21 +6,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmbridge.client.outbox import MAX_BATCH_BYTES, Batch, Outbox, OutboxLimits, encoded
-from llmbridge.v1.bridge_service_pb2 import ProduceRequest
-from llmbridge.v1.stream_pb2 import StreamRef
+from llmbridge.v1.bridge_service_pb2 import WriterAppend
 from llmbridge.v1.token_pb2 import FINISH_REASON_STOP, Completion, Token
 
-REF = StreamRef(session_id="s", model_id="m", response_id="r")
 STOP = Completion(finish_reason=FINISH_REASON_STOP)
 ROOMY = OutboxLimits(unsent_tokens=4_096, unsent_bytes=1_048_576, kept_bytes=4_194_304)
 
 
 def outbox(limits: OutboxLimits = ROOMY, first_sequence: int = 1) -> Outbox:
-    return Outbox(REF, 3, "me", first_sequence, limits)
+    return Outbox(first_sequence, limits)
 
 
 def texts(batch: Batch) -> list[str]:
-    return [token.text for token in ProduceRequest.FromString(batch.request).tokens]
+    return [token.text for token in WriterAppend.FromString(batch.body).tokens]
 
 
 def accept(box: Outbox, *records: str | Token | Completion) -> None:
@@ -33,17 +31,12 @@ def send(box: Outbox) -> Batch:
     return batch
 
 
-def test_a_batch_is_a_whole_request() -> None:
+def test_a_batch_is_a_whole_append() -> None:
     box = outbox(first_sequence=5)
     accept(box, "a", Token(reasoning="b"), STOP)
     batch = box.next_batch()
-    assert ProduceRequest.FromString(batch.request) == ProduceRequest(
-        tokens=[Token(text="a", timestamp_ms=7), Token(reasoning="b")],
-        completion=STOP,
-        stream=REF,
-        first_sequence=5,
-        producer_epoch=3,
-        producer_id="me",
+    assert WriterAppend.FromString(batch.body) == WriterAppend(
+        tokens=[Token(text="a", timestamp_ms=7), Token(reasoning="b")], completion=STOP, first_sequence=5
     )
     assert (batch.first_sequence, batch.last_sequence, batch.completes) == (5, 7, True)
     assert (box.accepted_through, box.stored_through) == (7, 4)
@@ -59,7 +52,7 @@ def test_a_batch_has_at_most_1024_records_and_256_kib() -> None:
     sizes, completes = [], []
     while box.has_more:
         batch = send(box)
-        assert len(batch.request) <= MAX_BATCH_BYTES
+        assert len(batch.body) <= MAX_BATCH_BYTES
         sizes.append(len(texts(batch)))
         completes.append(batch.completes)
     assert (sizes, completes) == ([5, 2], [False, True])
@@ -181,7 +174,7 @@ class Histories(RuleBasedStateMachine):
             for number in [number for number in self.sent if number >= batch.first_sequence]:
                 del self.sent[number]
             return
-        assert self.sent.setdefault(batch.first_sequence, batch.request) == batch.request
+        assert self.sent.setdefault(batch.first_sequence, batch.body) == batch.body
         assert batch.last_sequence == batch.first_sequence + len(records) - 1
         assert self.log[begin : begin + len(records)] == records[: len(self.log) - begin]
         self.log += records[max(len(self.log) - begin, 0) :]

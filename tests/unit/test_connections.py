@@ -48,7 +48,7 @@ class Call(Attached):
         await self.may_read.wait()
         if self.messages:
             return self.messages.pop(0)
-        await self._wait(self._loop.create_future())
+        await self._wait()
         return None
 
     def _heartbeat(self) -> bytes:
@@ -199,7 +199,7 @@ async def test_letting_go_is_not_disturbed() -> None:
         call.may_detach.clear()
         call._ended = True
         call.poke()
-        await until(lambda: connection._scope is None)
+        await until(lambda: call._scope is None)
         connection.end(ConnectionIdle)
         connection.tick(0)
         for _ in range(10):

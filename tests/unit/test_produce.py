@@ -8,7 +8,6 @@ import pytest
 
 from llmbridge.errors import Completed
 from llmbridge.log.appending import Appended, AppendLog, AppendOutcome, Overlap
-from llmbridge.model.cursor import Cursor
 from llmbridge.model.names import StreamName
 from llmbridge.model.records import Append, FinishReason
 from llmbridge.produce.append import Produce
@@ -20,7 +19,7 @@ STOP = FinishReason.STOP
 
 
 def _appended(duplicate: bool) -> Appended:
-    return Appended(Cursor(1, 5, "00000000"), duplicate)
+    return Appended("1-5-00000000", 5, duplicate)
 
 
 @dataclass

@@ -1,19 +1,19 @@
 """A reader between a tail and a log, in the orders of events that a real Redis can't be made to show."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from llmbridge.errors import Draining, Expired, Lost, RedisUnavailable, Restarted
 from llmbridge.hub.fanout import Fanout
-from llmbridge.hub.tail import Tail
+from llmbridge.hub.tail import Listener, Tail
 from llmbridge.log.reading import LogReader, Page, Tip
 from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.records import Run, checksum_of
 from llmbridge.rpc.wire import ProtoWire
+from llmbridge.subscribe.place import Place
 from llmbridge.subscribe.reader import Reader
 from llmbridge.subscribe.start import Position
 from llmbridge.v1.bridge_service_pb2 import SubscribeResponse
@@ -53,15 +53,18 @@ class Hub:
             for run in runs:
                 self.tail.extend(run)
 
-    @asynccontextmanager
-    async def follow(self, log: str) -> AsyncIterator[Tail]:
+    async def join(self, log: str, listener: Listener) -> Tail:
         self._fail()
         self.follows += 1
         if self.tail.closed:
             self.tail = self.new_tail()
             if self.log:
                 self.tail.jump(self.tip())
-        yield self.tail
+        self.tail.listeners[listener] = None
+        return self.tail
+
+    def leave(self, tail: Tail, listener: Listener) -> None:
+        del tail.listeners[listener]
 
     def tip(self) -> Tip:
         last = self.log[-1]
@@ -87,7 +90,8 @@ class Hub:
             raise self.failures.pop(0)
 
     def reader(self, heartbeat_seconds: float = 1_000) -> Reader:
-        return Reader("log", cast("Fanout", self), cast("LogReader", self), WIRE, heartbeat_seconds)
+        place = Place("log", cast("Fanout", self), cast("LogReader", self), WIRE)
+        return Reader(place, WIRE, heartbeat_seconds)
 
 
 def texts(message: bytes | None) -> list[str]:
@@ -241,7 +245,9 @@ async def test_heartbeats_come_when_due_and_leave_nothing_behind(hub: Hub) -> No
         reader.beat()
         heartbeat = SubscribeResponse.FromString(await message or b"")
         assert heartbeat == SubscribeResponse(cursor=str(cursor_of(hub.log[0])))
-    assert not hub.tail._waiting
+    assert len(hub.tail.listeners) == 1
+    await reader.detach()
+    assert not hub.tail.listeners
 
 
 async def test_a_reader_that_is_cancelled_leaves_nothing_behind(hub: Hub) -> None:
@@ -249,7 +255,17 @@ async def test_a_reader_that_is_cancelled_leaves_nothing_behind(hub: Hub) -> Non
     message = await waits(reader)
     message.cancel()
     await asyncio.wait([message])
-    assert not hub.tail._waiting
+    await reader.detach()
+    assert not hub.tail.listeners
+
+
+async def test_what_was_found_while_attaching_counts_when_it_is_handed_out(hub: Hub) -> None:
+    hub.append(entry(1, "a"), entry(2, "b"))
+    reader = await attached(hub, cursor_of(hub.log[0]))
+    # An operator who ends it here must not tell the client that it has the second record.
+    assert reader.cursor == str(cursor_of(hub.log[0]))
+    assert texts(await reader.next_message()) == ["b"]
+    assert reader.cursor == str(cursor_of(hub.log[1]))
 
 
 async def test_the_lag_is_what_the_tail_has_beyond_the_cursor(hub: Hub) -> None:

@@ -62,7 +62,7 @@ def test_every_decision_has_cases() -> None:
 @given(logs(), requests())
 def test_what_was_appended_is_a_duplicate_when_it_is_repeated(log: ModelLog, asked: Append) -> None:
     if log.append(asked).decision is Decision.APPEND:
-        numbered = replace(asked, first=log.last - asked.records + 1)
+        numbered = asked._replace(first=log.last - asked.records + 1)
         assert decide(log.state, numbered) is Decision.DUPLICATE
 
 
@@ -71,7 +71,7 @@ def test_nothing_follows_a_seal(log: ModelLog, asked: Append) -> None:
     decision = decide(log.state, asked)
     if log.sealed:
         assert decide(log.state, asked) in (Decision.DUPLICATE, Decision.COMPLETED)
-        assert decide(log.state, replace(asked, first=0)) is Decision.COMPLETED
+        assert decide(log.state, asked._replace(first=0)) is Decision.COMPLETED
     else:
         assert decision is not Decision.COMPLETED
 

@@ -78,6 +78,8 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     [
         ("LLMBRIDGE_PORT", "65536"),
         ("LLMBRIDGE_PORT", "http"),
+        ("LLMBRIDGE_WORKERS", "0"),
+        ("LLMBRIDGE_WORKERS", "65"),
         ("LLMBRIDGE_LOG_LEVEL", "LOUD"),
         ("REDIS_PORT", "0"),
         ("REDIS_DB", "-1"),

@@ -45,6 +45,7 @@ EXAMPLES: dict[type[BridgeError], BridgeError] = {
         errors.RedisUnavailable("it is away"),
         errors.AppendOutcomeUnknown("it went away"),
         errors.Draining(CURSOR),
+        errors.WorkerUnavailable(2),
         errors.ConnectionIdle(),
     )
 }

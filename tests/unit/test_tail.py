@@ -23,7 +23,9 @@ def run(first: int, *texts: str, incarnation: int = 7, sealed: bool = False) -> 
 
 
 def wake_up(of: Run, after: Run | None) -> WakeUp:
-    return WakeUp(of, None if after is None else after.checksum)
+    previous = None if after is None else after.checksum
+    [fragment] = of.fragments
+    return WakeUp(of.incarnation, of.first, of.last, of.checksum, previous, of.appended_ms, of.sealed, fragment)
 
 
 def after(of: Run) -> Cursor:
@@ -41,12 +43,13 @@ def texts_after(tail: Tail, cursor: Cursor) -> tuple[list[str], Cursor, bool] | 
     found = tail.message_after(cursor)
     if found is None:
         return None
-    encoded, new_cursor, ended = found
-    message = SubscribeResponse.FromString(encoded)
+    new_cursor = found.cursor
+    assert new_cursor is not None
+    message = SubscribeResponse.FromString(found.message)
     assert message.first_sequence == cursor.sequence + 1
     assert message.cursor == str(new_cursor)
     assert message.appended_ms == 1_000 + new_cursor.sequence
-    return [token.text for token in message.tokens], new_cursor, ended
+    return [token.text for token in message.tokens], new_cursor, found.ended
 
 
 class TestWakeUps:
@@ -78,7 +81,6 @@ class TestWakeUps:
             wake_up(run(3, "c"), run(1, "a", "x")),  # follows another entry
             wake_up(run(3, "c", incarnation=8), run(1, "a", "b")),  # of another stream
             wake_up(run(3, "c"), None),  # first of its stream
-            WakeUp(None, checksum_of(run(1, "a", "b").fragments[0])),  # too large to come along
         ],
     )
     def test_all_others_call_for_a_look_at_the_log(self, other: WakeUp) -> None:
@@ -127,9 +129,10 @@ class TestWindow:
         tail = new_tail()
         for i in range(1, 21):
             tail.extend(run(i, "x" * 9_000))
-        message, cursor, _ = tail.message_after(START) or pytest.fail("not live")
-        assert 9_000 * 6 < len(message) <= MESSAGE_BYTES + 100
-        assert cursor.sequence == 7
+        found = tail.message_after(START) or pytest.fail("not live")
+        assert 9_000 * 6 < len(found.message) <= MESSAGE_BYTES + 100
+        assert found.cursor is not None
+        assert found.cursor.sequence == 7
 
     def test_readers_at_the_same_place_share_one_message(self) -> None:
         tail = new_tail()
@@ -137,7 +140,7 @@ class TestWindow:
         one, two = tail.message_after(START), tail.message_after(START)
         assert one is not None
         assert two is not None
-        assert one[0] is two[0]
+        assert one.message is two.message
 
     def test_a_jump_leaves_nothing_to_serve(self) -> None:
         tail = new_tail()
@@ -171,35 +174,25 @@ class TestWhoIsLive:
         assert tail.message_after(Cursor(7, 1, entry.checksum)) is None
 
 
-class TestWaiting:
-    async def test_all_are_woken_by_each_kind_of_change(self) -> None:
-        tail = new_tail()
+class TestListening:
+    def test_all_are_told_of_each_kind_of_change(self) -> None:
+        tail, told = new_tail(), []
+        listeners = [lambda i=i: told.append(i) for i in range(3)]
+        tail.listeners.update(dict.fromkeys(listeners))
         changes: tuple[Callable[[], None], ...] = (
             lambda: tail.extend(run(1, "a")),
             lambda: tail.jump(Tip(Cursor(7, 5, "0badcafe"), 10, 1, False)),
             tail.close,
         )
         for change in changes:
-            waiting = [tail.wait() for _ in range(3)]
+            told.clear()
             change()
-            assert all(future.done() for future in waiting)
-            assert not tail._waiting
+            assert told == [0, 1, 2]
 
-    async def test_those_that_leave_are_not_kept(self) -> None:
-        """On an idle stream nothing else would ever drop them."""
-        tail = new_tail()
-        for _ in range(100):
-            tail.leave(tail.wait())
-        assert not tail._waiting
-        future = tail.wait()
+    def test_those_that_leave_are_not_told(self) -> None:
+        tail, told = new_tail(), []
+        listener = lambda: told.append(1)  # noqa: E731
+        tail.listeners[listener] = None
+        del tail.listeners[listener]
         tail.close()
-        tail.leave(future)
-        assert future.done()
-
-    async def test_one_that_is_cancelled_keeps_nobody_from_being_woken(self) -> None:
-        tail = new_tail()
-        gone, stays = tail.wait(), tail.wait()
-        gone.cancel()
-        tail.close()
-        assert stays.done()
-        assert not stays.cancelled()
+        assert told == []

@@ -12,8 +12,9 @@ from llmbridge.model.records import MAX_SEQUENCE, Append, FinishReason, Producer
 from llmbridge.rpc.convert import finish_reason_to_proto
 from llmbridge.rpc.limits import Limits
 from llmbridge.rpc.produce import decode_append
+from llmbridge.rpc.records import decode_records
 from llmbridge.rpc.wire import ProtoWire
-from llmbridge.v1.bridge_service_pb2 import ProduceRequest, SubscribeResponse
+from llmbridge.v1.bridge_service_pb2 import ProduceRequest, SubscribeResponse, WriterAppend
 from llmbridge.v1.stream_pb2 import StreamRef
 from llmbridge.v1.token_pb2 import Completion, Generation, Role, Token, ToolCall, Usage
 
@@ -89,6 +90,15 @@ def test_a_fragment_holds_the_records_and_nothing_else(request: ProduceRequest) 
         request.first_sequence,
         Producer(request.producer_epoch, request.producer_id),
     )
+
+
+@given(produce_requests())
+def test_an_append_of_many_is_stored_as_a_request_of_its_own_would_be(request: ProduceRequest) -> None:
+    of_many = WriterAppend(tokens=request.tokens, writer=3, first_sequence=request.first_sequence, append_id=2**64 - 1)
+    if request.HasField("completion"):
+        of_many.completion.CopyFrom(request.completion)
+    expected = _decode(request)
+    assert decode_records(of_many, expected.producer, LIMITS) == expected
 
 
 @given(st.lists(produce_requests(), min_size=1, max_size=3), st.integers(0, MAX_SEQUENCE), st.integers(0, 2**62))

@@ -53,7 +53,7 @@ COMMANDS = {
         _Listed("streams", "List, inspect, create, trim, delete and cancel streams.", "app"),
         _Listed("groups", "List, show and delete consumer groups, and list their consumers.", "app"),
         _Listed("dead-letters", "List, redrive and delete dead letters: what no member of a group settled.", "app"),
-        _Listed("connections", "List, count and end the connections of one bridge process.", "app"),
+        _Listed("connections", "List, count and end the connections of one bridge.", "app"),
         _Listed("health", "Ask a bridge whether it serves.", "health"),
     )
 }

@@ -1,4 +1,4 @@
-"""`llmbridge connections …`: list, count and end the connections of a bridge process."""
+"""`llmbridge connections …`: list, count and end the connections of a bridge."""
 
 from typing import Annotated
 
@@ -15,10 +15,10 @@ _LARGEST_PAGE = 1_000
 
 app = typer.Typer(
     name="connections",
-    help="""List, count and end the connections of one bridge process.
+    help="""List, count and end the connections of one bridge.
 
-    Each bridge answers for itself. They print tables on a terminal, else lines of tab-separated values, or JSON with
-    --json.
+    It answers for all of its workers; other bridges answer for themselves. They print tables on a terminal, else lines
+    of tab-separated values, or JSON with --json.
 
     Exit codes: 0 done, 2 a field is refused, 4 no answer from the bridge, 5 no such connection.
     """,

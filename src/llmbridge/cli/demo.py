@@ -16,7 +16,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlencode
 
 import typer
 from rich.console import Console
@@ -55,6 +57,7 @@ _STEADY, _CUT = "reader A", "reader B"
 _BRIDGE_START_SECONDS = 30.0
 # Everything else is a defect and keeps its traceback.
 _TELLABLE = (ChildError, ClientError, ModelServerError, ModelEndpointError)
+_SERVES_PAGE = re.compile(r"serves HTTP at (http://127\.0\.0\.1:\d+)$")
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)$")
 
 
@@ -76,6 +79,18 @@ class DemoOptions:
     """How long it can't connect again."""
     time_limit_seconds: float = 55.0
     """For the answer, after set-up."""
+    page: bool = True
+    """Whether to serve the page that shows the answer too, if what that needs is installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bridge:
+    """A bridge that runs."""
+
+    port: int
+    child: Child
+    page: str
+    """The page's address; empty: it is not served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,7 @@ class _Stage:
 
     endpoint: Endpoint
     question: Question
-    bridge_port: int
+    bridge: _Bridge
     children: tuple[Child, ...]
 
 
@@ -110,35 +125,46 @@ async def run_demo(options: DemoOptions, console: Console) -> int:
 async def _set_up(options: DemoOptions, display: Display) -> AsyncIterator[_Stage]:
     # Not during the answer: it would hold up the readers.
     load_openai()
-    async with _running_bridge(display) as (port, bridge):
+    async with _running_bridge(display, with_page=options.page and _can_serve_pages()) as bridge:
         if options.base_url:
             endpoint = Endpoint(options.base_url, options.api_key or "none")
             model = options.model or await find_model_name(endpoint)
             # Not every endpoint takes every parameter, so none is given.
-            yield _Stage(endpoint, Question(model, options.prompt), port, (bridge,))
+            yield _Stage(endpoint, Question(model, options.prompt), bridge, (bridge.child,))
             return
         async with running_model_server(progress=display.step) as server:
             question = Question(server.model, options.prompt, temperature=0.0, max_tokens=options.max_tokens)
-            yield _Stage(Endpoint(server.base_url, server.api_key), question, port, (bridge, server.child))
+            yield _Stage(Endpoint(server.base_url, server.api_key), question, bridge, (bridge.child, server.child))
+
+
+def _can_serve_pages() -> bool:
+    return all(find_spec(name) is not None for name in ("httptools", "starlette", "uvicorn", "websockets"))
 
 
 @asynccontextmanager
-async def _running_bridge(display: Display) -> AsyncIterator[tuple[int, Child]]:
+async def _running_bridge(display: Display, *, with_page: bool) -> AsyncIterator[_Bridge]:
     display.step("starting a bridge with a Redis of its own")
     # What is set for a real bridge is not meant for this one: above all, another Redis.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("REDIS_", "LLMBRIDGE_"))}
     command = [sys.executable, "-m", "llmbridge.cli.leash", "serve", "--host", "127.0.0.1", "--port", "0"]
-    async with running_child("the bridge", command, environment) as bridge:
-        listening = await bridge.says(_LISTENING, _BRIDGE_START_SECONDS)
+    if with_page:
+        command += ["--http-port", "0"]
+    async with running_child("the bridge", command, environment) as child:
+        listening = await child.says(_LISTENING, _BRIDGE_START_SECONDS)
         display.step(f"bridge is {listening[0]}")
-        yield int(listening[1]), bridge
+        page = (await child.says(_SERVES_PAGE, _BRIDGE_START_SECONDS))[1] if with_page else ""
+        yield _Bridge(int(listening[1]), child, page)
 
 
 async def _answer(options: DemoOptions, stage: _Stage, display: Display) -> tuple[Said, Reading, Reading]:
     """Has the model answer into a stream while both readers read it."""
     stream = StreamName("demo", stage.question.model, secrets.token_hex(4))
     said, steady, cut = Said(), Reading(_STEADY), Reading(_CUT)
-    async with cuttable_line("127.0.0.1", stage.bridge_port) as line, asyncio.TaskGroup() as group:
+    if stage.bridge.page:
+        # As the page itself writes it.
+        names = {"session": stream.session_id, "model": stream.model_id, "response": stream.response_id}
+        display.step(f"the answer is also at {stage.bridge.page}/#{urlencode(names)} as long as this runs")
+    async with cuttable_line("127.0.0.1", stage.bridge.port) as line, asyncio.TaskGroup() as group:
         cut.connected_at = line.connected_at
         watchers = [group.create_task(child.ended()) for child in stage.children]
         display.begin(stage.question.model, stage.question.prompt, (_STEADY, _CUT))
@@ -146,7 +172,7 @@ async def _answer(options: DemoOptions, stage: _Stage, display: Display) -> tupl
         try:
             work = [
                 group.create_task(_produce(stage, stream, said, display)),
-                group.create_task(_read(stage.bridge_port, stream, steady, display, lambda: None)),
+                group.create_task(_read(stage.bridge.port, stream, steady, display, lambda: None)),
                 group.create_task(_read(line.port, stream, cut, display, scissors.after_message)),
             ]
             _, late = await asyncio.wait(work, timeout=options.time_limit_seconds)
@@ -177,7 +203,7 @@ async def _produce(stage: _Stage, stream: StreamName, said: Said, display: Displ
     def note_prompt() -> None:
         said.prompt_at = time.monotonic()
 
-    async with Client(f"127.0.0.1:{stage.bridge_port}") as client, client.write(stream) as writer:
+    async with Client(f"127.0.0.1:{stage.bridge.port}") as client, client.write(stream) as writer:
         said.completion = await pipe_answer(
             stage.endpoint, stage.question, writer, on_ask=note_prompt, on_chunk=note_chunk, on_token=note_token
         )
@@ -257,6 +283,7 @@ def demo(
     ] = "",
     cut_after: Annotated[int, typer.Option(min=1, help="Cut reader B's connection after so many tokens.")] = 60,
     max_tokens: Annotated[int, typer.Option(min=2, help="The local model's longest answer, in tokens.")] = 400,
+    page: Annotated[bool, typer.Option(help="Serve the page that shows the answer too, if that is installed.")] = True,
 ) -> None:
     """Show the main job: a model's answer reaches two readers, one of which is cut off and resumes.
 
@@ -271,6 +298,7 @@ def demo(
         model=model,
         max_tokens=max_tokens,
         cut_after=cut_after,
+        page=page,
     )
     try:
         code = asyncio.run(run_demo(options, Console()))

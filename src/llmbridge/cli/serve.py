@@ -1,24 +1,19 @@
-"""`llmbridge serve`: run a bridge."""
+"""`llmbridge serve`: run a bridge, in this process or by workers of its own."""
 
 import asyncio
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
 import typer
 
-from llmbridge.log.partitions import PartitionMismatch
-from llmbridge.server.bridge import CannotStart
-from llmbridge.server.embedded_redis import EmbeddedRedisError
-from llmbridge.server.http import HttpCannotStart
-from llmbridge.server.run import run
 from llmbridge.settings import Settings, SettingsError
-from llmbridge.telemetry.tracing import TracingNotInstalled
 
 EXIT_BAD_SETTING = 2
 EXIT_CANNOT_START = 3
 
-_CANNOT_START = (CannotStart, EmbeddedRedisError, HttpCannotStart, PartitionMismatch, TracingNotInstalled)
+_Announce = Callable[[int], None]
 
 
 def serve(
@@ -29,6 +24,9 @@ def serve(
     http_port: Annotated[
         int | None, typer.Option(help="Serve HTTP too, on this port; 0 takes a free one [env LLMBRIDGE_HTTP_PORT].")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the port, about one per core [env LLMBRIDGE_WORKERS, 1].")
+    ] = None,
 ) -> None:
     """Run a bridge until SIGTERM or Ctrl-C.
 
@@ -36,7 +34,9 @@ def serve(
     where it listens, the second where it serves HTTP, if so. Exit codes: 2 for a bad setting, 3 when it can't start.
     """
     try:
-        settings = Settings.load(host=host, port=port, redis_url=redis_url, data_dir=data_dir, http_port=http_port)
+        settings = Settings.load(
+            host=host, port=port, redis_url=redis_url, data_dir=data_dir, http_port=http_port, workers=workers
+        )
     except SettingsError as error:
         raise fail(str(error), EXIT_BAD_SETTING) from None
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -47,11 +47,34 @@ def serve(
     def announce_http(port: int) -> None:
         print(f"llmbridge serves HTTP at {http_url(settings.http_host, port)}", flush=True)
 
+    (_by_workers if settings.workers > 1 else _alone)(settings, announce, announce_http)
+
+
+def _alone(settings: Settings, announce: _Announce, announce_http: _Announce) -> None:
+    from llmbridge.server.run import run
+    from llmbridge.server.worker import CANNOT_START
+
+    _run(run(settings, announce, announce_http), CANNOT_START)
+
+
+def _by_workers(settings: Settings, announce: _Announce, announce_http: _Announce) -> None:
+    # Not together with the above, which loads all that workers need and a supervisor does not.
+    from llmbridge.server.redis_binary import EmbeddedRedisError
+    from llmbridge.server.starting import CannotStart
+    from llmbridge.server.supervisor import supervise
+
+    command = [sys.executable, "-m", "llmbridge.cli.worker"]
+    _run(supervise(settings, command, announce, announce_http), (CannotStart, EmbeddedRedisError))
+
+
+def _run(serving: Coroutine[Any, Any, None], cannot_start: tuple[type[Exception], ...]) -> None:
+    from llmbridge.server.starting import first_of
+
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(run(settings, announce, announce_http))
-    except* _CANNOT_START as group:
-        raise fail(str(_first(group)), EXIT_CANNOT_START) from None
+            runner.run(serving)
+    except* cannot_start as group:
+        raise fail(str(first_of(group)), EXIT_CANNOT_START) from None
 
 
 def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
@@ -61,13 +84,6 @@ def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     import uvloop
 
     return uvloop.Loop
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def fail(message: str, code: int) -> typer.Exit:

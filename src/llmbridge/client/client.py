@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from llmbridge.client.adapters import Source, pipe, records_of
 from llmbridge.client.admin import StreamAdmin
-from llmbridge.client.connection import Connection
+from llmbridge.client.connection import DEFAULT_LINGER, Connection
 from llmbridge.client.connection_admin import ConnectionAdmin
 from llmbridge.client.groups import GroupAdmin
 from llmbridge.client.reader import Subscription, SubscriptionOptions
@@ -31,23 +31,29 @@ _PIPE_KEEP_ALIVE_INTERVAL = 0.5
 class Client:
     """A connection to the bridge, as an async context manager. Make one per process and event loop, and share it.
 
-    All its writers and readers are calls on one channel, which is kept alive: a dead peer is noticed within 9 s.
+    All its writers share one call and all its readers another, on one channel, which is kept alive: a dead peer is
+    noticed within 9 s.
 
     `address` is `host:port`, several `ip:port` divided by commas (the first that answers is used, the next when it is
-    gone), or a target in grpc's syntax. Nothing is sent before the first call. A stream is named by a StreamName or by
-    its session, model and response ids. Everything that talks to the bridge raises ClientError (see `errors`), and
-    ClientClosed once the block is left.
+    gone), or a target in grpc's syntax. Nothing is sent before the first call. `linger`, in seconds, is how far apart
+    the messages with several writers' appends are; a writer who is alone never waits.
+
+    A stream is named by a StreamName or by its session, model and response ids. Everything that talks to the bridge
+    raises ClientError (see `errors`), and ClientClosed once the block is left.
     """
 
-    def __init__(self, address: str = "127.0.0.1:50051", *, retry: RetryPolicy = _DEFAULT_RETRY) -> None:
+    def __init__(
+        self, address: str = "127.0.0.1:50051", *, retry: RetryPolicy = _DEFAULT_RETRY, linger: float = DEFAULT_LINGER
+    ) -> None:
         self.address = address
         self.retry = retry
+        self.linger = linger
         self._open_connection: Connection | None = None
 
     async def __aenter__(self) -> Self:
         if self._open_connection is not None:
             raise RuntimeError("a client is for one `async with` block")
-        self._open_connection = Connection(self.address, self.retry)
+        self._open_connection = Connection(self.address, self.retry, self.linger)
         return self
 
     async def __aexit__(
@@ -119,8 +125,8 @@ class Client:
         """Write the whole of an SDK's stream, or of an async iterator of strings, as one response; see `adapters.pipe`.
 
         Returns the completion when it is stored. The source is closed, at which a model stops generating, when the
-        stream is cancelled or taken over; while the source is silent this is noticed within `keep_alive_interval`,
-        which is 0.5 s here if not given.
+        stream is cancelled or taken over: at once, or before anything was stored within `keep_alive_interval`, which is
+        0.5 s here if not given.
         """
         options.setdefault("keep_alive_interval", _PIPE_KEEP_ALIVE_INTERVAL)
         async with (

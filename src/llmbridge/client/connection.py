@@ -5,16 +5,27 @@ Knows nothing of streams and sequences: that a request may be sent twice is for 
 
 import asyncio
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from llmbridge.client.errors import ClientClosed, ClientError, Unavailable, error_from_rpc
-from llmbridge.client.retry import Backoff, RetryPolicy
-from llmbridge.v1.bridge_service_pb2 import ProduceResponse
+from llmbridge.client.appender import Appender
+from llmbridge.client.attempts import until_answered
+from llmbridge.client.errors import ClientClosed, GenerationOver, error_from_rpc
+from llmbridge.client.produce_call import ProduceCall
+from llmbridge.client.reading import Reading
+from llmbridge.client.retry import RetryPolicy
+from llmbridge.client.shared import Shared
+from llmbridge.client.subscribe_call import SubscribeCall
+from llmbridge.v1.bridge_service_pb2 import (
+    ProduceManyResponse,
+    SubscribeManyResponse,
+    SubscribeRequest,
+    WriterStart,
+)
 from llmbridge.v1.bridge_service_pb2_grpc import BridgeServiceStub
 from llmbridge.v1.connection_service_pb2_grpc import ConnectionServiceStub
 from llmbridge.v1.group_service_pb2_grpc import GroupServiceStub
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Bidi: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, _Response]"
 
 _OPTIONS = (
     # Which request may be repeated, and for how long, is decided here and not by grpc.
@@ -53,7 +65,12 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
 )
 
-_PRODUCE = "/llmbridge.v1.BridgeService/Produce"
+_PRODUCE_MANY = "/llmbridge.v1.BridgeService/ProduceMany"
+_SUBSCRIBE_MANY = "/llmbridge.v1.BridgeService/SubscribeMany"
+_TRANSPORT_KEY = "llmbridge-transport"
+
+DEFAULT_LINGER = 0.005
+"""In seconds; chosen by measurement, see docs/design.md."""
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 
@@ -88,25 +105,36 @@ class Connection:
     One is enough for many writers and readers: calls on a channel don't wait for each other.
     """
 
-    def __init__(self, address: str, policy: RetryPolicy) -> None:
+    def __init__(self, address: str, policy: RetryPolicy, linger: float = DEFAULT_LINGER) -> None:
+        """`linger` is the least time between two messages with several writers' appends, in seconds."""
+        if linger < 0:
+            raise ValueError("linger can't be negative")
         self.policy = policy
         self._channel = grpc.aio.insecure_channel(grpc_target(address), options=_OPTIONS)
         self.bridge: BridgeServiceAsyncStub = BridgeServiceStub(self._channel)
-        self.produce: grpc.aio.UnaryUnaryMultiCallable[bytes, ProduceResponse] = self._channel.unary_unary(
-            _PRODUCE, request_serializer=None, response_deserializer=ProduceResponse.FromString
-        )
-        """BridgeService.Produce, for requests that are encoded already."""
         self.admin: StreamAdminServiceAsyncStub = StreamAdminServiceStub(self._channel)
         self.groups: GroupServiceAsyncStub = GroupServiceStub(self._channel)
         self.lifecycle: LifecycleServiceAsyncStub = LifecycleServiceStub(self._channel)
         self.connections: ConnectionServiceAsyncStub = ConnectionServiceStub(self._channel)
         self.health = HealthStub(self._channel)
+        # Their requests are encoded already.
+        produce_many: _Bidi[ProduceManyResponse] = self._channel.stream_stream(
+            _PRODUCE_MANY, request_serializer=None, response_deserializer=ProduceManyResponse.FromString
+        )
+        self._subscribe_many: _Bidi[SubscribeManyResponse] = self._channel.stream_stream(
+            _SUBSCRIBE_MANY, request_serializer=None, response_deserializer=SubscribeManyResponse.FromString
+        )
+        self._appends = Shared(lambda: ProduceCall(produce_many, linger), "append")
+        self._subscriptions: dict[str, Shared[SubscribeCall]] = {}
         self._closed = False
 
     async def close(self) -> None:
         """End all calls; they raise ClientClosed."""
         self._closed = True
-        await self._channel.close()
+        try:
+            await asyncio.gather(self._appends.close(), *(shared.close() for shared in self._subscriptions.values()))
+        finally:
+            await self._channel.close()
 
     @contextmanager
     def translating(self, *, own_deadline: bool) -> Iterator[None]:
@@ -135,29 +163,27 @@ class Connection:
         *,
         give_up_after: float | None = None,
     ) -> _Response:
-        """Send the request until it is answered, waiting as the policy and the bridge's RetryInfo say.
+        """Send the request until it is answered; see `until_answered`."""
 
-        Raises Unavailable when `give_up_after` seconds (by default the policy's) would pass before the next attempt,
-        and every other ClientError at once. The error's `outcome_unknown` is about all attempts.
+        async def attempt(seconds: float) -> _Response:
+            with self.translating(own_deadline=True):
+                return await method(request, timeout=seconds)
+
+        return await until_answered(self.policy, attempt, give_up_after)
+
+    def appender(self, start: WriterStart, on_over: Callable[[GenerationOver], None]) -> Appender:
+        """Make a writer's way to the bridge. `start` says who it is, without a number."""
+        return Appender(self._appends, self.policy, start, on_over)
+
+    def subscribe(self, request: SubscribeRequest, transport: str = "", *, silence_timeout: float = 45.0) -> Reading:
+        """Read a stream by a subscription on the call that all readers of the same `transport` share; see Reading.
+
+        `transport` tells the bridge how these readers came here (see ConnectionService); empty: by gRPC. Groups can't
+        be read so. Raises ClientClosed.
         """
-        limit = self.policy.give_up_after if give_up_after is None else give_up_after
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + limit
-        backoff = Backoff(self.policy)
-        outcome_unknown = False
-        attempt = 0
-        while True:
-            attempt += 1
-            timeout = min(self.policy.attempt_timeout, max(deadline - clock(), 0.0))
-            try:
-                with self.translating(own_deadline=True):
-                    return await method(request, timeout=timeout)
-            except ClientError as error:
-                outcome_unknown = outcome_unknown or error.outcome_unknown
-                error.attempts, error.outcome_unknown = attempt, outcome_unknown
-                if not isinstance(error, Unavailable):
-                    raise
-                delay = backoff.next_delay(error.retry_delay)
-                if clock() + delay >= deadline:
-                    raise
-            await asyncio.sleep(delay)
+        if (subscriptions := self._subscriptions.get(transport)) is None:
+            metadata = ((_TRANSPORT_KEY, transport),) if transport else None
+            subscriptions = self._subscriptions[transport] = Shared(
+                lambda: SubscribeCall(lambda: self._subscribe_many(metadata=metadata)), "subscribe"
+            )
+        return Reading(subscriptions, request, silence_timeout)

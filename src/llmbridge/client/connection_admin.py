@@ -1,4 +1,4 @@
-"""Lists, counts and ends the connections of a bridge process. One request each, tried again where that is safe."""
+"""Lists, counts and ends the connections of a bridge. One request each, tried again where that is safe."""
 
 from collections.abc import AsyncIterator
 
@@ -8,7 +8,7 @@ from llmbridge.v1 import connection_service_pb2 as pb
 
 
 class ConnectionAdmin:
-    """The readers, members and watchers attached to the bridge process that answers; others answer for themselves.
+    """The readers, members and watchers attached to the bridge that answers, at all its workers.
 
     Every method raises Unavailable when the retry policy gave up.
     """
@@ -19,7 +19,7 @@ class ConnectionAdmin:
     async def list(self, session_id: str = "", *, page_size: int = 0) -> AsyncIterator[pb.Connection]:
         """List a session's connections, or without one all, oldest first, fetching page after page.
 
-        Raises InvalidRequest if another process answers in between.
+        Raises InvalidRequest if another bridge answers in between.
         """
         request = pb.ListConnectionsRequest(session_id=session_id, page_size=page_size)
         while True:

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree, and how an RPC's status becomes one of it.
+"""What can go wrong, as one tree, and how a status becomes one of it.
 
     ClientError
     ├── Unavailable          no answer, or the bridge can't serve now; raised when trying again has not helped either
@@ -34,8 +34,10 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from llmbridge.client.values import FinishReason, Sealer
+from llmbridge.v1.bridge_service_pb2 import Failure
 from llmbridge.v1.token_pb2 import Completion
 
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS_KEY = "grpc-status-details-bin"
 _DOMAIN = "llmbridge"
 _REASON_PREFIX = "ERROR_REASON_"
@@ -55,6 +57,8 @@ _TRANSPORT_TEXTS = (
     "transport closed",
     "stream terminated",
     "unexpected eof",
+    # What grpc makes of a call whose connection broke under a message that it was sending.
+    "internal error from core",
 )
 
 # With these the bridge says that nothing of the request was stored; every other way of being unavailable leaves open
@@ -303,6 +307,7 @@ _BY_REASON: Mapping[str, type[ClientError]] = {
     "APPEND_OUTCOME_UNKNOWN": Unavailable,
     "DRAINING": Unavailable,
     "CONNECTION_IDLE": Unavailable,
+    "WORKER_UNAVAILABLE": Unavailable,
     "INTERNAL": BridgeFailure,
 }
 
@@ -321,9 +326,21 @@ def error_from_rpc(error: grpc.aio.AioRpcError, *, own_deadline: bool) -> Client
     `own_deadline`: the client set the call's deadline itself, for this attempt only, so that passing it means no more
     than that no answer came.
     """
-    info, retry_delay = _details(error)
-    code = error.code()
-    message = error.details() or code.name
+    trailers = error.trailing_metadata()
+    packed = trailers.get(_DETAILS_KEY) if trailers is not None else None
+    details = packed if isinstance(packed, bytes) else b""
+    return _error(error.code(), error.details() or "", details, own_deadline=own_deadline)
+
+
+def error_from_failure(failure: Failure) -> ClientError:
+    """Translate the failure of one of the things that share a call."""
+    code = _CODES.get(failure.code, grpc.StatusCode.UNKNOWN)
+    return _error(code, failure.message, failure.status_details, own_deadline=False)
+
+
+def _error(code: grpc.StatusCode, message: str, details: bytes, *, own_deadline: bool) -> ClientError:
+    info, retry_delay = _read_details(details)
+    message = message or code.name
     reason = info.reason.removeprefix(_REASON_PREFIX)
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, BridgeFailure)
     if not reason and (
@@ -338,13 +355,9 @@ def error_from_rpc(error: grpc.aio.AioRpcError, *, own_deadline: bool) -> Client
     return result
 
 
-def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, float]:
+def _read_details(packed: bytes) -> tuple[error_details_pb2.ErrorInfo, float]:
     """Read the bridge's ErrorInfo (empty if there is none) and the delay it asks for in seconds."""
     info, retry_delay = error_details_pb2.ErrorInfo(), 0.0
-    trailers = error.trailing_metadata()
-    packed = trailers.get(_DETAILS_KEY) if trailers is not None else None
-    if not isinstance(packed, bytes):
-        return info, retry_delay
     status, retry = status_pb2.Status(), error_details_pb2.RetryInfo()
     try:
         status.ParseFromString(packed)

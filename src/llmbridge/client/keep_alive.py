@@ -10,7 +10,8 @@ from llmbridge.v1.bridge_service_pb2 import KeepAliveRequest
 
 _log = logging.getLogger(__name__)
 
-# Before the bridge has told how long a producer may be silent, and at most: so long a cancelled model works in vain.
+# Before the bridge has told how long a producer may be silent, and at most: so long a model works in vain that was
+# cancelled before it said anything, or where the bridge could not tell.
 _LONGEST_INTERVAL = 5.0
 # The contract's advice: call at a quarter of the limit, so that three calls may get lost.
 _SHARE = 4

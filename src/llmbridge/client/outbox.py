@@ -1,6 +1,6 @@
-"""A writer's records on their way: waiting, formed into a request, stored and kept. Pure: no clock, no network.
+"""A writer's records on their way: waiting, formed into an append, stored and kept. Pure: no clock, no network.
 
-A batch, once formed, is the bytes of one request with its numbers, and never changes: sending it again is an exact
+A batch, once formed, is the bytes of one append with its numbers, and never changes: sending it again is an exact
 retry, and a log that has lost its tail is filled again with the same entries, so that cursors stay what they were.
 The one exception is a batch that was refused as a whole: none of it was stored, so that it may be divided.
 """
@@ -9,32 +9,33 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmbridge.v1.bridge_service_pb2 import ProduceRequest
-from llmbridge.v1.stream_pb2 import StreamRef
+from llmbridge.v1.bridge_service_pb2 import WriterAppend
 from llmbridge.v1.token_pb2 import Completion, Token
 
-# The bridge's default limits of a request. A bridge with lower ones refuses larger batches, which are then divided.
+# The bridge's default limits of an append. A bridge with lower ones refuses larger batches, which are then divided.
 MAX_BATCH_RECORDS = 1_024
-MAX_BATCH_BYTES = 262_144
+MAX_BATCH_BYTES = 262_144 - 32
+"""The rest is for the writer's number and the append's id, which are added when it is sent."""
 
-# What a kept batch takes in memory beside its request's bytes.
+# What a kept batch takes in memory beside its bytes.
 _BATCH_OVERHEAD = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One request, ready to be sent."""
+    """One append, ready to be sent."""
 
     first_sequence: int
     last_sequence: int
-    request: bytes
+    body: bytes
+    """An encoded WriterAppend without its writer and its id."""
     completes: bool
     """Its last record is the completion."""
 
     @property
     def size(self) -> int:
         """The memory that it takes, in bytes."""
-        return len(self.request) + _BATCH_OVERHEAD
+        return len(self.body) + _BATCH_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +55,18 @@ class OutboxLimits:
 
 
 def encoded(record: Token | str | Completion, now_ms: int) -> bytes:
-    """Encode a record as a part of a request; requests are put together by joining parts. A string is a text token."""
+    """Encode a record as a part of an append; appends are put together by joining parts. A string is a text token."""
     if isinstance(record, str):
         record = Token(text=record, timestamp_ms=now_ms)
     if isinstance(record, Completion):
-        return ProduceRequest(completion=record).SerializeToString()
-    return ProduceRequest(tokens=(record,)).SerializeToString()
+        return WriterAppend(completion=record).SerializeToString()
+    return WriterAppend(tokens=(record,)).SerializeToString()
 
 
 class Outbox:
     """All records of one producer that are not known to be stored, in order, and the last of those that are."""
 
-    def __init__(
-        self, stream: StreamRef, producer_epoch: int, producer_id: str, first_sequence: int, limits: OutboxLimits
-    ) -> None:
-        self._stream = stream
-        self._producer_epoch = producer_epoch
-        self._producer_id = producer_id
+    def __init__(self, first_sequence: int, limits: OutboxLimits) -> None:
         self._limits = limits
         self._stored: deque[Batch] = deque()
         self._stored_bytes = 0
@@ -136,7 +132,7 @@ class Outbox:
         return self._formed[0]
 
     def _form(self) -> None:
-        header = self._header(self._next_sequence)
+        header = WriterAppend(first_sequence=self._next_sequence).SerializeToString()
         records, size = [self._waiting.popleft()], len(header)
         size += len(records[0])
         while self._waiting and len(records) < self._max_records and size + len(self._waiting[0]) <= MAX_BATCH_BYTES:
@@ -147,15 +143,6 @@ class Outbox:
         completes = self.completing and not self._waiting
         self._formed.append(Batch(first, self._next_sequence - 1, b"".join((*records, header)), completes))
         self._newest = records
-
-    def _header(self, first_sequence: int) -> bytes:
-        """Encode what a request has beside its records."""
-        return ProduceRequest(
-            stream=self._stream,
-            first_sequence=first_sequence,
-            producer_epoch=self._producer_epoch,
-            producer_id=self._producer_id,
-        ).SerializeToString()
 
     def note_stored(self) -> None:
         """The next batch is stored: keep it, and let go of the oldest kept ones that there is no room for."""

@@ -5,27 +5,19 @@ nothing of writers.
 """
 
 import asyncio
-import logging
 from types import TracebackType
 from typing import Self, TypedDict
 
-import grpc
-
 from llmbridge.client.connection import Connection
-from llmbridge.client.errors import ClientError, DeadlineExceeded, ProtocolViolation, Unavailable
+from llmbridge.client.errors import DeadlineExceeded, ProtocolViolation, Unavailable
 from llmbridge.client.pieces import Pieces, texts_of, tokens_of
+from llmbridge.client.reading import Reading
 from llmbridge.client.retry import Outage
+from llmbridge.client.subscribe_call import Arrival
 from llmbridge.client.values import Message, Position, stream_ref
 from llmbridge.model.names import StreamName
-from llmbridge.v1.bridge_service_pb2 import SubscribeRequest, SubscribeResponse
+from llmbridge.v1.bridge_service_pb2 import SubscribeRequest
 from llmbridge.v1.token_pb2 import Completion, Token
-
-_log = logging.getLogger(__name__)
-
-# After the completion only the call's status is missing, which mostly has come with it.
-_STATUS_TIMEOUT = 1.0
-# The deadline is kept here; what the bridge is told is for the case that this process is not there to keep it.
-_DEADLINE_SLACK = 1.0
 
 
 class SubscriptionOptions(TypedDict, total=False):
@@ -36,26 +28,28 @@ class SubscriptionOptions(TypedDict, total=False):
     position: Position | None
     """Without a cursor, where to begin; by default at the beginning."""
     timeout: float | None
-    """How long reading may take as a whole, counted from the first iteration; None, the default: as long as it takes.
-    The bridge is told, so that it ends the call by itself."""
+    """How long reading may take as a whole, counted from the first iteration; by default as long as it takes."""
     retry_for: float | None
     """How long an outage may last; None, the default: for ever."""
     silence_timeout: float
-    """How long without message or heartbeat the connection counts as alive; 45 s by default, three of the bridge's
-    heartbeats."""
+    """How long without any message or heartbeat the call that all readers share counts as alive; 45 s by default, three
+    of the bridge's heartbeats."""
 
 
 class Subscription:
     """Reads one stream, as an async iterator of Messages that ends after the completion.
 
     Reconnects by itself, with jittered backoff, and goes on behind the last message it returned: nothing is lost and
-    nothing comes twice, also when `anext` is cancelled (by a timeout, say) and called again. Iterating raises
-    HistoryLost when records in between are gone, Unavailable when an outage lasts longer than `retry_for` seconds
-    (None: never), DeadlineExceeded when `timeout` has passed, LimitExceeded when the bridge has too many readers,
-    ProtocolViolation when the bridge leaves a hole.
-    After an error the subscription stands where it stood: iterating again tries again.
+    nothing comes twice, also when `anext` is cancelled (by a timeout, say) and called again. Whoever reads slowly is
+    sent no more than 256 KiB ahead, and holds up no other reader. The tokens are shared with the client's other readers
+    of the stream: don't change them.
 
-    After leaving the loop early, the call ends with `aclose()`, at the end of `async with`, or when nothing refers to
+    Iterating raises HistoryLost when records in between are gone, Unavailable when an outage lasts longer than
+    `retry_for` seconds (None: never), DeadlineExceeded when `timeout` has passed, LimitExceeded when the bridge has too
+    many readers, ProtocolViolation when the bridge leaves a hole. After an error the subscription stands where it
+    stood: iterating again tries again.
+
+    After leaving the loop early, it ends with `aclose()`, at the end of `async with`, or when nothing refers to
     the subscription any more.
     """
 
@@ -87,8 +81,8 @@ class Subscription:
         self._deadline: float | None = None
         self._silence_timeout = silence_timeout
         self._outage = Outage(connection.policy, retry_for)
-        self._call: grpc.aio.UnaryStreamCall[SubscribeRequest, SubscribeResponse] | None = None
-        self._reading = False
+        self._reading: Reading | None = None
+        self._iterating = False
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -110,8 +104,8 @@ class Subscription:
         return Pieces(self, tokens_of)
 
     async def aclose(self) -> None:
-        """End the call. Iterating afterwards goes on from where it stood."""
-        self._drop_call()
+        """End it. Iterating afterwards goes on from where it stood."""
+        self._drop_reading()
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,23 +115,17 @@ class Subscription:
     ) -> None:
         await self.aclose()
 
-    def __del__(self) -> None:
-        # grpc keeps an open call alive by itself. Garbage may be collected in any thread, and after the loop's end.
-        call = getattr(self, "_call", None)
-        if call is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call.cancel)
-
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Message:
-        if self._reading:
+        if self._iterating:
             raise RuntimeError("a subscription can be read by one task only")
-        self._reading = True
+        self._iterating = True
         try:
             message = await self._next_message()
         finally:
-            self._reading = False
+            self._iterating = False
         if message is None:
             raise StopAsyncIteration
         return message
@@ -146,38 +134,31 @@ class Subscription:
         """Return the next message; None after the end."""
         while not self._ended:
             try:
-                response = await self._read()
-                message = self._accept(response)
+                message = self._accept(await self._next_arrival())
             except Unavailable as error:
-                self._drop_call()
+                self._drop_reading()
                 await self._wait_before_resuming(error)
-            except BaseException:
-                # Also when this is cancelled: grpc has given the call up, and maybe a message with it.
-                self._drop_call()
+            except Exception:
+                self._drop_reading()
                 raise
             else:
                 if message is not None:
                     return message
-        await self._take_status()
+        self._drop_reading()
         return None
 
-    async def _read(self) -> SubscribeResponse | None:
-        """Read from the call, which is opened if there is none; None when it has ended well."""
+    async def _next_arrival(self) -> Arrival | None:
+        """Wait for what comes next, having subscribed if need be; None when the subscription has ended well."""
         left = self._time_left()
-        patience = self._silence_timeout if left is None else min(self._silence_timeout, left)
-        with self._connection.translating(own_deadline=left is not None):
-            if self._call is None:
-                limit = None if left is None else left + _DEADLINE_SLACK
-                self._call = self._connection.bridge.Subscribe(self._request(), timeout=limit)
-            try:
-                async with asyncio.timeout(patience):
-                    response = await self._call.read()
-            except TimeoutError:
-                if left is not None and left <= self._silence_timeout:
-                    raise self._overdue() from None
-                # Neither a record nor a heartbeat: the connection is dead, though nobody told.
-                raise Unavailable(f"no sign of life for {self._silence_timeout:g} s") from None
-        return response if isinstance(response, SubscribeResponse) else None
+        if self._reading is None:
+            self._reading = self._connection.subscribe(self._request(), silence_timeout=self._silence_timeout)
+        if left is None:
+            return await self._reading.next()
+        try:
+            async with asyncio.timeout(left):
+                return await self._reading.next()
+        except TimeoutError:
+            raise self._overdue() from None
 
     def _time_left(self) -> float | None:
         """Say how many seconds reading may still take; None: any. Raises DeadlineExceeded."""
@@ -198,21 +179,18 @@ class Subscription:
             return SubscribeRequest(stream=self._ref, after_cursor=self._cursor)
         return SubscribeRequest(stream=self._ref, position=self._position.on_wire)
 
-    def _accept(self, response: SubscribeResponse | None) -> Message | None:
+    def _accept(self, arrival: Arrival | None) -> Message | None:
         """Check what came and move on behind it; None if there is nothing to return."""
-        if response is None:
+        if arrival is None:
             if not self._may_be_behind_the_end:
-                raise ProtocolViolation("the call ended without a completion")
+                raise ProtocolViolation("the subscription ended without a completion")
             self._ended = True
             return None
         self._outage.over()
-        completion = response.completion if response.HasField("completion") else None
-        if not response.tokens and completion is None:
-            self._pin_latest(response.cursor)
+        if arrival.is_heartbeat:
+            self._pin_latest(arrival.cursor)
             return None
-        message = Message(
-            tuple(response.tokens), response.first_sequence, response.cursor, completion, response.appended_ms
-        )
+        message = arrival.message
         if message.first_sequence < 1 or message.first_sequence != (self._next_sequence or message.first_sequence):
             raise ProtocolViolation(
                 f"the next record is {self._next_sequence or 'any'}, the bridge sent {message.first_sequence}"
@@ -220,7 +198,7 @@ class Subscription:
         if not message.cursor:
             raise ProtocolViolation("the bridge sent records without a cursor")
         self._cursor, self._next_sequence = message.cursor, message.last_sequence + 1
-        self._completion, self._ended = completion, completion is not None
+        self._completion, self._ended = message.completion, message.completion is not None
         self._may_be_behind_the_end = False
         return message
 
@@ -245,19 +223,7 @@ class Subscription:
         left = self._time_left()
         await asyncio.sleep(delay if left is None else min(delay, left))
 
-    async def _take_status(self) -> None:
-        """Let the call end by itself, so that the bridge doesn't count it as cancelled; the response is whole."""
-        call, self._call = self._call, None
-        if call is None:
-            return
-        try:
-            with self._connection.translating(own_deadline=False):
-                async with asyncio.timeout(_STATUS_TIMEOUT):
-                    await call.read()
-        except (ClientError, TimeoutError) as error:
-            _log.debug("the call ended badly after the completion: %s", error)
-
-    def _drop_call(self) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
+    def _drop_reading(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.close()

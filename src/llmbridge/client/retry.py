@@ -10,8 +10,8 @@ class RetryPolicy:
     """When to try again; all times in seconds.
 
     The waits grow from `first_delay` by `multiplier` up to `longest_delay`; each is cut by up to half at random, so
-    that clients which lost the same bridge don't come back in step. `attempt_timeout` bounds one attempt of a unary
-    request, `give_up_after` all its attempts together.
+    that clients which lost the same bridge don't come back in step. `attempt_timeout` bounds one attempt of a
+    request or an append, `give_up_after` all its attempts together.
     """
 
     first_delay: float = 0.05

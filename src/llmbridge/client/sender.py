@@ -6,7 +6,7 @@ Decides what a failure means for the records; knows nothing of who writes them a
 import asyncio
 from collections.abc import Callable
 
-from llmbridge.client.connection import Connection
+from llmbridge.client.appender import Appender
 from llmbridge.client.errors import (
     ClientError,
     DataLost,
@@ -29,7 +29,7 @@ _CORRECTIONS = 4
 class Sender:
     """Sends one writer's records, in the task that carries `run`, until the completion is stored or it fails."""
 
-    def __init__(self, connection: Connection, outbox: Outbox, linger: float, on_stored: Callable[[], None]) -> None:
+    def __init__(self, appender: Appender, outbox: Outbox, linger: float, on_stored: Callable[[], None]) -> None:
         self.cursor = ""
         """The cursor of the last record acknowledged."""
         self.last_sequence = 0
@@ -40,7 +40,7 @@ class Sender:
         """Why nothing is sent any more."""
         self.stopped = asyncio.Event()
         """Set as soon as there is a failure."""
-        self._connection = connection
+        self._appender = appender
         self._outbox = outbox
         self._linger = linger
         self._on_stored = on_stored
@@ -128,13 +128,11 @@ class Sender:
             self.fail(error)
 
     async def _send(self, batch: Batch) -> None:
-        response = await self._connection.unary(self._connection.produce, batch.request)
-        if response.last_sequence != batch.last_sequence:
-            raise ProtocolViolation(
-                f"the bridge stored up to {response.last_sequence} instead of {batch.last_sequence}"
-            )
+        receipt = await self._appender.append(batch.body)
+        if receipt.last_sequence != batch.last_sequence:
+            raise ProtocolViolation(f"the bridge stored up to {receipt.last_sequence} instead of {batch.last_sequence}")
         self._outbox.note_stored()
-        self.cursor, self.last_sequence = response.cursor, batch.last_sequence
+        self.cursor, self.last_sequence = receipt.cursor, batch.last_sequence
         self.completed = batch.completes
         self._on_stored()
         self._tell_change()

@@ -33,3 +33,29 @@ async def stop(task: asyncio.Task[None]) -> None:
         await asyncio.wait([task], timeout=_CANCEL_AGAIN)
     if not task.cancelled():
         task.result()
+
+
+class Tasks:
+    """Owns tasks that outlive the calls which start them: all of them have ended when `close` returns."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Carry `work` in a task."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._heed)
+
+    async def close(self, patience: float) -> None:
+        """Wait so many seconds for the tasks to end, then cancel them. Raises what one of them has failed with."""
+        if self._tasks and patience:
+            await asyncio.wait(self._tasks, timeout=patience)
+        for task in tuple(self._tasks):
+            await stop(task)
+            self._tasks.discard(task)
+
+    def _heed(self, task: asyncio.Task[None]) -> None:
+        # One that has failed is kept, for `close` to raise it.
+        if task.cancelled() or task.exception() is None:
+            self._tasks.discard(task)

@@ -19,7 +19,7 @@ from llmbridge.client.sender import Sender, describe
 from llmbridge.client.tasks import outlast, stop
 from llmbridge.client.values import FinishReason, stream_ref
 from llmbridge.model.names import StreamName
-from llmbridge.v1.bridge_service_pb2 import KeepAliveRequest
+from llmbridge.v1.bridge_service_pb2 import KeepAliveRequest, WriterStart
 from llmbridge.v1.token_pb2 import Completion, Token, Usage
 
 
@@ -84,10 +84,12 @@ class Writer:
         self._close_timeout = close_timeout
         ref = stream_ref(stream)
         limits = OutboxLimits(max_unsent_tokens, max_unsent_bytes, keep_bytes)
-        self._outbox = Outbox(ref, producer_epoch, self.producer_id, first_sequence, limits)
+        self._outbox = Outbox(first_sequence, limits)
+        start = WriterStart(stream=ref, producer_epoch=producer_epoch, producer_id=self.producer_id)
+        self._appender = connection.appender(start, self._note_over)
         alive = KeepAliveRequest(stream=ref, producer_epoch=producer_epoch, producer_id=self.producer_id)
         self._keep_alive = KeepAlive(connection, alive, keep_alive_interval, self._note_over)
-        self._sender = Sender(connection, self._outbox, linger, self._keep_alive.spoke)
+        self._sender = Sender(self._appender, self._outbox, linger, self._keep_alive.spoke)
         # Whoever waits for room does so in this lock, which lets one in after the other. Between two of them it is
         # open, so that it takes the count to know whether somebody waits.
         self._turn = asyncio.Lock()
@@ -115,7 +117,8 @@ class Writer:
     def stopped(self) -> asyncio.Event:
         """Set as soon as nothing more can be written: wait for it beside the model to stop generating at once.
 
-        A cancel or a takeover is noticed with the next batch, or after `keep_alive_interval` of silence.
+        The bridge tells of a cancel or a takeover as it happens, to a writer that has sent something; otherwise it is
+        noticed with the next batch, or after `keep_alive_interval` of silence.
         """
         return self._sender.stopped
 
@@ -233,6 +236,7 @@ class Writer:
         for task in (self._keeping, self._sending):
             if task is not None:
                 await stop(task)
+        self._appender.leave()
         if not self.completed and self._sender.failure is None:
             # For those who still wait in other tasks.
             self._sender.fail(Unavailable("the writer was left before all was stored"))

@@ -176,7 +176,7 @@ class _Endpoints:
 
 async def _refuse_lost(link: Link, stream: StreamRef, after: Cursor) -> None:
     """Let the bridge say what happened to a log that ends before the cursor. Raises HistoryLost."""
-    async with aclosing(subscribe(link, stream, after_cursor=str(after))) as messages:
+    with subscribe(link, stream, after_cursor=str(after)) as messages:
         await anext(messages, None)
 
 

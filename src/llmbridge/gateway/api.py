@@ -20,7 +20,7 @@ def operations(gateway: Gateway, chats: Chats, counts: Counts) -> list[Operation
         *rest.operations(gateway, counts),
         *responses.operations(gateway, chats),
         *aliases.operations(gateway, counts),
-        *condition.operations(gateway, chats, counts),
+        *condition.operations(gateway),
     ]
 
 

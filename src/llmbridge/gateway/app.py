@@ -15,10 +15,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from llmbridge.client.errors import ClientError
-from llmbridge.gateway import ai_sdk, api, openai_chunks, page, sse, sse_alias, websocket
+from llmbridge.gateway import ai_sdk, api, openai_chunks, openai_models, page, sse, sse_alias, websocket
 from llmbridge.gateway.chats import Chats
 from llmbridge.gateway.context import Gateway
-from llmbridge.gateway.counts import Counts
 from llmbridge.gateway.limits import Limits
 from llmbridge.gateway.names import RawPaths, with_decoded_names
 from llmbridge.gateway.options import Options
@@ -40,8 +39,9 @@ logger = logging.getLogger(__name__)
 def create_app(gateway: Gateway) -> Starlette:
     """Assemble the application. It is to be run with its lifespan, which owns the upstream's answers."""
     options = gateway.options
-    counts = Counts()
+    counts = gateway.instance.counts
     chats = Chats(gateway.link, options, counts)
+    gateway.instance.measure(lambda: (gateway.link.reads, chats.under_way))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -72,7 +72,7 @@ def create_app(gateway: Gateway) -> Starlette:
 def _routes(gateway: Gateway, chats: Chats) -> Iterable[BaseRoute]:
     for reading in (sse, sse_alias, websocket, page):
         yield from reading.routes(gateway)
-    for asking in (ai_sdk, openai_chunks):
+    for asking in (ai_sdk, openai_chunks, openai_models):
         yield from asking.routes(gateway, chats)
 
 

@@ -6,7 +6,7 @@ Knows nothing of JSON.
 import asyncio
 import logging
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -62,6 +62,10 @@ class Chats:
     def under_way(self) -> int:
         """How many answers are under way."""
         return self._places
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Give the upstream's models as it describes them; none where there is no upstream. Raises UpstreamError."""
+        return await self._upstream.models() if self._upstream is not None else []
 
     async def start(self, stream: StreamRef, question: Question) -> StreamRef:
         """Create a stream (an empty response id becomes a random one) and have the upstream answer into it.

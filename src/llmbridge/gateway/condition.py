@@ -1,9 +1,11 @@
 """How the gateway is, as older dashboards ask: `/streams/health` and `/streams/metrics`, with and without `/api`.
 
-Tells what can be known here and now: the gateway's own counts since it started, and what the bridge answers.
+Tells what can be known here and now: what the gateways of all workers counted since they started, and what the bridge
+answers.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,9 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from llmbridge.client.errors import ClientError
 from llmbridge.gateway.calls import ask
-from llmbridge.gateway.chats import Chats
 from llmbridge.gateway.context import Gateway
-from llmbridge.gateway.counts import Counts
+from llmbridge.gateway.instance import Report
 from llmbridge.gateway.operations import Operation
 from llmbridge.gateway.responses import PREFIXES
 from llmbridge.v1.connection_service_pb2 import CountConnectionsRequest, CountConnectionsResponse
@@ -52,7 +53,7 @@ _HEALTH = {
 _METRICS = {
     "type": "object",
     "properties": {
-        "messageCount": {**_COUNT, "description": "Tokens stored through this gateway since it started."},
+        "messageCount": {**_COUNT, "description": "Tokens stored through this gateway since its workers started."},
         "errorCount": {**_COUNT, "description": "Requests to store something that failed."},
         "errorRate": {"type": "number", "description": "The part of those requests that failed, from 0 to 1."},
         "averageLatency": {
@@ -61,7 +62,7 @@ _METRICS = {
         },
         "connections": {
             "type": "object",
-            "description": "Of the bridge process: all that are attached, those that are readers, and their sessions.",
+            "description": "Of the bridge with all its workers: all that are attached, readers, and their sessions.",
             "properties": dict.fromkeys(("totalConnections", "activeConnections", "sessionCount"), _COUNT),
             "required": ["totalConnections", "activeConnections", "sessionCount"],
         },
@@ -70,12 +71,12 @@ _METRICS = {
 }
 
 
-def operations(gateway: Gateway, chats: Chats, counts: Counts) -> list[Operation]:
+def operations(gateway: Gateway) -> list[Operation]:
     """Make the endpoints."""
-    endpoints = _Endpoints(gateway, chats, counts)
+    endpoints = _Endpoints(gateway)
     described = (
         ("health", endpoints.health, _HEALTH, "Tells how the gateway and its bridge are; 503 when unhealthy."),
-        ("metrics", endpoints.metrics, _METRICS, "Tells what went through this gateway since it started."),
+        ("metrics", endpoints.metrics, _METRICS, "Tells what went through this gateway, by all its workers."),
     )
     return [
         Operation(
@@ -99,15 +100,26 @@ def operations(gateway: Gateway, chats: Chats, counts: Counts) -> list[Operation
 class _Endpoints:
     """The endpoints of one gateway. Like any health check they are open to everybody, and name nobody."""
 
-    def __init__(self, gateway: Gateway, chats: Chats, counts: Counts) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._link = gateway.link
-        self._chats = chats
-        self._counts = counts
+        self._instance = gateway.instance
 
     async def health(self, _: Request) -> Response:
         """Tell the checks and what they come to."""
-        checks = {"bridge": await self._bridge(), "connections": await self._connections(), "gateway": self._own()}
+        # At once: where a worker hangs, each of these waits a moment for it.
+        async with asyncio.TaskGroup() as asking:
+            bridge = asking.create_task(self._bridge(), name="health of the bridge")
+            connections = asking.create_task(self._connections(), name="count of connections")
+            reported = asking.create_task(self._instance.reports(), name="reports of workers")
+        reports = reported.result()
+        checks = {
+            "bridge": bridge.result(),
+            "connections": connections.result(),
+            "gateway": self._gateways(reports),
+        }
+        if self._instance.workers > 1:
+            checks["workers"] = self._workers(reports)
         statuses = [check["status"] for check in checks.values()]
         status = max(statuses, key=_STATUSES.index)
         body = {
@@ -120,7 +132,8 @@ class _Endpoints:
 
     async def metrics(self, _: Request) -> Response:
         """Tell the numbers. Raises ClientError: without the bridge they can't be known."""
-        counts, found = self._counts, await self._count()
+        found = await self._count()
+        counts = await self._instance.total()
         return JSONResponse(
             {
                 "messageCount": counts.tokens,
@@ -152,14 +165,37 @@ class _Endpoints:
         details = {"total": found.total, "members": found.members, "sessions": found.session_count}
         return _check(HEALTHY, f"{found.total} connections at the bridge", details)
 
-    def _own(self) -> dict[str, Any]:
+    def _gateways(self, reports: Sequence[Report]) -> dict[str, Any]:
         maximum = self._gateway.options.max_chats
-        details = {"reads": self._link.reads, "chats": self._chats.under_way, "maxChats": maximum}
+        details = {
+            "reads": sum(report.reads for report in reports),
+            "chats": sum(report.chats for report in reports),
+            "maxChats": maximum * self._instance.workers,
+        }
         if self._link.draining:
             return _check(UNHEALTHY, "the gateway is shutting down", details)
-        if self._chats.under_way >= maximum:
+        # Each worker has its own limit, and refuses the chats above it.
+        if any(report.chats >= maximum for report in reports):
             return _check(DEGRADED, "as many answers of the upstream are under way as may be", details)
         return _check(HEALTHY, "the gateway serves", details)
+
+    def _workers(self, reports: Sequence[Report]) -> dict[str, Any]:
+        wanted = self._instance.workers
+        serving = sum(report.serving for report in reports)
+        details = {
+            "total": wanted,
+            "serving": serving,
+            "each": [
+                {
+                    "worker": report.worker,
+                    "serving": report.serving,
+                    "connections": report.connections,
+                    "residentBytes": report.resident_bytes,
+                }
+                for report in reports
+            ],
+        }
+        return _check(HEALTHY if serving == wanted else DEGRADED, f"{serving} of {wanted} workers serve", details)
 
     async def _count(self) -> CountConnectionsResponse:
         return await ask(self._link, self._link.connections.CountConnections, CountConnectionsRequest(max_sessions=1))

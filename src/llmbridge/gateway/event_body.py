@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmbridge.client.tasks import stop
+from llmbridge.gateway.extensions import break_off
+
 __all__ = ["DONE", "KEEP_ALIVE", "Cut", "EventBody", "event", "while_connected"]
 
 KEEP_ALIVE = b":\n\n"
@@ -45,7 +48,7 @@ class EventBody(Response):
     """Sends what a generator yields, as fast as the client takes it.
 
     The generator is closed as soon as the client is gone, and before the response ends. When it raises Cut, the body
-    stays without its end, at which the server closes the connection: every client sees an error then, and not an end.
+    stays without its end, and the connection is closed: every client sees an error then, and not an end.
     """
 
     def __init__(self, events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None) -> None:
@@ -60,21 +63,28 @@ class EventBody(Response):
             await self._events.aclose()
             await Response(status_code=self.status_code, headers=dict(self.headers))(scope, receive, send)
             return
-        async with asyncio.TaskGroup() as group:
-            watcher = group.create_task(_disconnected(receive), name="client watch")
-            writer = group.create_task(self._write(send), name="event body")
-            watcher.add_done_callback(lambda _: writer.cancel())
-            writer.add_done_callback(lambda _: watcher.cancel())
+        try:
+            async with asyncio.timeout(None) as connected:
+                watcher = asyncio.create_task(_expire(connected, receive), name="client watch")
+                try:
+                    await self._write(scope, send)
+                finally:
+                    await stop(watcher)
+        except TimeoutError:
+            if not connected.expired():
+                raise
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, scope: Scope, send: Send) -> None:
         async with aclosing(self._events):
             try:
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 async for piece in self._events:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-            except (Cut, OSError):
-                # OSError: the client is gone, and the server says so by raising it.
+            except Cut:
+                break_off(scope)
+            except OSError:
+                # The client is gone, and the server says so by raising it.
                 return
 
 
@@ -89,6 +99,12 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) 
         watcher.cancel()
         await asyncio.wait((worker, watcher))
     return None if worker.cancelled() else worker.result()
+
+
+async def _expire(connected: asyncio.Timeout, receive: Receive) -> None:
+    """End the scope as soon as the client is gone."""
+    await _disconnected(receive)
+    connected.reschedule(0)
 
 
 async def _disconnected(receive: Receive) -> None:

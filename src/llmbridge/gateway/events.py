@@ -40,12 +40,14 @@ _ASSISTANT = "assistant"
 class Event:
     """One event. `place` is where a reader that has it goes on; empty where that did not change.
 
-    A heartbeat has no data, and its place is where the reader stands.
+    A heartbeat has no data, and its place is where the reader stands. `frame` is all of it as it goes over the wire,
+    where that is the same for all who read the stream.
     """
 
     name: str
     data: str = ""
     place: str = ""
+    frame: bytes = b""
 
 
 def dump(fields: Mapping[str, Any]) -> str:

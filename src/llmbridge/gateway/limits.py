@@ -8,9 +8,12 @@ from contextlib import suppress
 
 import grpc
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmbridge.gateway.extensions import is_beyond_limit
 from llmbridge.gateway.problems import Problem, error_info, response_of
+from llmbridge.gateway.sse import MEDIA_TYPE, accepts_events, retry
 
 BODY_SECONDS = 30.0
 """How long a client may take to send a request's body."""
@@ -34,8 +37,8 @@ class Limits:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        if self._requests >= self._max_requests:
-            await response_of(_too_many("http_max_connections", self._max_requests))(scope, receive, send)
+        if self._requests >= self._max_requests or is_beyond_limit(scope):
+            await _refusal(scope, self._max_requests)(scope, receive, send)
             return
         self._requests += 1
         try:
@@ -94,6 +97,15 @@ class _Bounded:
                     self._complete = not message.get("more_body", False)
 
 
+def _refusal(scope: Scope, maximum: int) -> Response:
+    """Refuse a request because there are too many; an EventSource, which gives up at every other status, by a 200."""
+    problem = _too_many("http_max_connections", maximum)
+    if scope["type"] != "http" or scope["method"] != "GET" or not accepts_events(Request(scope)):
+        return response_of(problem)
+    headers = {"cache-control": "no-store, no-transform", "connection": "close"}
+    return Response(f": {problem.message}\n".encode() + retry(), headers=headers, media_type=MEDIA_TYPE)
+
+
 def _limit_exceeded(limit: str, maximum: int, value: int) -> dict[str, object]:
     return error_info("LIMIT_EXCEEDED", {"limit": limit, "maximum": str(maximum), "value": str(value)})
 
@@ -101,7 +113,7 @@ def _limit_exceeded(limit: str, maximum: int, value: int) -> dict[str, object]:
 def _too_large(maximum: int, value: int) -> Problem:
     return Problem(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"the body is larger than {maximum} bytes",
+        f"the body is larger than {maximum} bytes (http_max_body_bytes)",
         details=[_limit_exceeded("http_max_body_bytes", maximum, value)],
         status=413,
         # What is left of the body is not read.
@@ -112,7 +124,7 @@ def _too_large(maximum: int, value: int) -> Problem:
 def _too_many(limit: str, maximum: int) -> Problem:
     return Problem(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"the gateway serves at most {maximum} requests at once",
+        f"the gateway has at most {maximum} connections and requests at once ({limit})",
         details=[_limit_exceeded(limit, maximum, maximum + 1)],
-        headers={"retry-after": "1"},
+        headers={"retry-after": "1", "connection": "close"},
     )

@@ -1,4 +1,4 @@
-"""The gateway's connection to the bridge: one channel, all stubs, and the moment when readers must leave.
+"""The gateway's connection to the bridge: one channel, all stubs, who reads, and the moment when readers must leave.
 
 Knows nothing of HTTP.
 """
@@ -13,6 +13,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from llmbridge.client import Client, RetryPolicy
 from llmbridge.client.connection import Connection
+from llmbridge.client.errors import Unavailable
+from llmbridge.client.reading import Reading
+from llmbridge.v1.bridge_service_pb2 import SubscribeRequest
 
 if TYPE_CHECKING:
     # These exist for type checkers only.
@@ -36,7 +39,7 @@ class Link:
         self.lifecycle: LifecycleServiceAsyncStub = connection.lifecycle
         self.connections: ConnectionServiceAsyncStub = connection.connections
         self.health: HealthStub = connection.health
-        self._reads: set[grpc.aio.Call] = set()
+        self._reads: set[Reading] = set()
         self._draining_since: float | None = None
 
     @property
@@ -46,15 +49,15 @@ class Link:
 
     @property
     def reads(self) -> int:
-        """How many Subscribe calls are open."""
+        """How many readers there are."""
         return len(self._reads)
 
     def drain(self) -> None:
         """End every read, also those to come, with Unavailable, reason DRAINING (see `reading`)."""
         if self._draining_since is None:
             self._draining_since = asyncio.get_running_loop().time()
-        for call in self._reads:
-            call.cancel()
+        for read in self._reads:
+            read.end(_draining)
 
     def seconds_left(self, of_seconds: float) -> float:
         """How much of so many seconds is left, counted from the drain; all of them before it."""
@@ -63,16 +66,17 @@ class Link:
         return max(0.0, self._draining_since + of_seconds - asyncio.get_running_loop().time())
 
     @contextmanager
-    def reading(self, call: grpc.aio.Call) -> Iterator[None]:
-        """Know a read while the block lasts; at its end the call is cancelled, whatever became of it."""
-        self._reads.add(call)
+    def reading(self, request: SubscribeRequest, transport: str) -> Iterator[Reading]:
+        """Read a stream while the block lasts; `transport` tells the bridge how the reader came here."""
+        read = self.connection.subscribe(request, transport)
+        self._reads.add(read)
         if self.draining:
-            call.cancel()
+            read.end(_draining)
         try:
-            yield
+            yield read
         finally:
-            self._reads.discard(call)
-            call.cancel()
+            self._reads.discard(read)
+            read.close()
 
     @classmethod
     @asynccontextmanager
@@ -87,3 +91,7 @@ class Link:
                 yield cls(connection, client)
         finally:
             await connection.close()
+
+
+def _draining() -> Unavailable:
+    return Unavailable("the gateway is shutting down", code=grpc.StatusCode.UNAVAILABLE, reason="DRAINING")

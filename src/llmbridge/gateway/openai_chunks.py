@@ -32,7 +32,7 @@ from llmbridge.gateway.upstream import Question
 from llmbridge.v1.bridge_service_pb2 import CancelRequest
 from llmbridge.v1.stream_pb2 import StreamRef
 
-__all__ = ["chunk_stream", "routes"]
+__all__ = ["chunk_stream", "refusal", "routes"]
 
 SESSION_HEADER = "x-llmbridge-session"
 MODEL_HEADER = "x-llmbridge-model"
@@ -148,9 +148,9 @@ class _Endpoints:
                     await _cancel(self._gateway.link, stream)
                 return Response(status_code=_CLIENT_LEFT)
         except ClientError as error:
-            return _refusal(problem_of(error))
+            return refusal(problem_of(error))
         except Problem as problem:
-            return _refusal(problem)
+            return refusal(problem)
         link = self._gateway.link
         events = chunk_stream(link, stream, include_usage=asked.include_usage)
         return EventBody(events if session else _only_for(link, stream, events), headers)
@@ -200,7 +200,7 @@ def _headers(stream: StreamRef) -> dict[str, str]:
     return {name: quote(value, safe="") for name, value in names.items()}
 
 
-def _refusal(problem: Problem) -> Response:
+def refusal(problem: Problem) -> Response:
     """Write a problem as OpenAI does."""
     info: dict[str, Any] = next((dict(one) for one in problem.details if "reason" in one), {})
     body = error_body(

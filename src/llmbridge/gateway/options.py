@@ -10,6 +10,8 @@ class Options:
     http_host: str = "127.0.0.1"
     http_port: int = 0
     """0 takes a free one."""
+    shares_port: bool = False
+    """Whether other workers of the same instance listen on the port, too."""
     http_cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call; `*` alone means all, without cookies. Empty: only pages of its own origin."""
     http_max_body_bytes: int = 1_048_576

@@ -93,6 +93,8 @@ def listen(options: Options) -> socket.socket:
         # Connections inherit it. Without it, whatever is written in two pieces waits 40 ms for the other side's ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.shares_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((name, port))
         listener.listen(BACKLOG)
         listener.setblocking(False)

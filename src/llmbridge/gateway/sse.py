@@ -26,7 +26,7 @@ from llmbridge.gateway.access import SUBSCRIBE
 from llmbridge.gateway.context import Gateway
 from llmbridge.gateway.event_body import EventBody
 from llmbridge.gateway.events import ERROR, HEARTBEAT, Event, error_fields, passes, reading_problem
-from llmbridge.gateway.following import Encoded, Opened, connected, opened
+from llmbridge.gateway.following import Encoded, Following, connected, opened
 from llmbridge.gateway.places import END, Start, start_of
 from llmbridge.gateway.problems import Problem
 from llmbridge.v1.stream_pb2 import StreamRef
@@ -114,19 +114,13 @@ class EventSource(Response):
             raise reading_problem(error)
         return event_body(only(self._shape.write_end(error, self._encoded, self._stream)))
 
-    async def _events(self, begun: Opened) -> AsyncGenerator[bytes]:
-        yield retry() + self._shape.write(connected(self._encoded, self._stream, begun.place))
-        async for piece in written(begun, self._shape, self._encoded, self._stream):
-            yield piece
-
-
-async def written(begun: Opened, shape: Shape, encoded: Encoded, stream: StreamRef) -> AsyncGenerator[bytes]:
-    """Write a reading's events to its end, whatever that is."""
-    try:
-        async for event in begun.events:
-            yield shape.write(event)
-    except ClientError as error:
-        yield shape.write_end(error, encoded, stream)
+    async def _events(self, following: Following) -> AsyncGenerator[bytes]:
+        yield retry() + self._shape.write(connected(self._encoded, self._stream, following.place))
+        try:
+            async for event in following:
+                yield event.frame
+        except ClientError as error:
+            yield self._shape.write_end(error, self._encoded, self._stream)
 
 
 def event_body(events: AsyncGenerator[bytes]) -> EventBody:
@@ -169,7 +163,8 @@ async def only(piece: bytes) -> AsyncGenerator[bytes]:
 
 def routes(gateway: Gateway) -> list[BaseRoute]:
     """Give the endpoint."""
-    encoded = Encoded()
+    shape = Shape()
+    encoded = Encoded(framed=lambda event, _: shape.write(event))
 
     async def events(request: Request) -> Response:
         names = request.path_params
@@ -178,6 +173,6 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         )
         await gateway.access.check(request, SUBSCRIBE, stream)
         start = start_of(place_of(request), request.query_params.get("position", ""))
-        return EventSource(gateway, encoded, stream, start, shape=Shape(), accepts_events=accepts_events(request))
+        return EventSource(gateway, encoded, stream, start, shape=shape, accepts_events=accepts_events(request))
 
     return [get(path, events) for path in PATHS]

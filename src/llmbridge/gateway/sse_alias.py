@@ -33,7 +33,6 @@ from llmbridge.gateway.sse import (
     only,
     place_of,
     retry,
-    written,
 )
 from llmbridge.v1.stream_pb2 import STREAM_STATE_OPEN, StreamInfo, StreamRef
 
@@ -56,7 +55,7 @@ def unnamed(fields: Mapping[str, Any], stream: StreamRef) -> dict[str, Any]:
 class _Alias:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._encoded = Encoded(unnamed)
+        self._encoded = Encoded(unnamed, lambda event, stream: _shape(stream).write(event))
 
     async def get(self, request: Request) -> Response:
         query = request.query_params
@@ -119,9 +118,9 @@ class _Alias:
                 pause = min(pause * 1.5, LOOK_SECONDS[1])
             stream, shape = found, _shape(found)
             await self._gateway.access.check(request, SUBSCRIBE, stream)
-            async with opened(self._gateway.link, self._encoded, stream, start, "sse") as begun:
-                async for piece in written(begun, shape, self._encoded, stream):
-                    yield piece
+            async with opened(self._gateway.link, self._encoded, stream, start, "sse") as following:
+                async for event in following:
+                    yield event.frame
         except (ClientError, Problem) as error:
             yield shape.write_end(error, self._encoded, stream)
 

@@ -5,7 +5,6 @@ Knows nothing of how the messages are shown.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from llmbridge.client.errors import Unavailable
 from llmbridge.client.retry import Backoff, RetryPolicy
@@ -23,7 +22,7 @@ _POLICY = RetryPolicy(give_up_after=20.0)
 async def unbroken(
     link: Link, stream: StreamRef, *, after_cursor: str = "", policy: RetryPolicy = _POLICY
 ) -> AsyncGenerator[SubscribeResponse]:
-    """Read as `subscribe` does, over as many calls as it takes: every record once, in order.
+    """Read as `subscribe` does, as often as it takes: every record once, in order.
 
     Raises Unavailable after an outage of `policy.give_up_after` seconds, and at once when the gateway stops; every
     other ClientError at once.
@@ -33,7 +32,7 @@ async def unbroken(
     lost_at: float | None = None
     while True:
         try:
-            async with aclosing(subscribe(link, stream, after_cursor=after_cursor)) as messages:
+            with subscribe(link, stream, after_cursor=after_cursor) as messages:
                 async for message in messages:
                     backoff.reset()
                     lost_at = None

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Question", "Upstream", "UpstreamError", "UpstreamNotInstalled", "check_installed"]
 
+LIST_SECONDS = 10.0
+"""How long the upstream may take to list its models."""
+
+_NO_SUCH_PAGE = (404, 405, 501)
+
 
 class UpstreamError(Exception):
     """The upstream failed; the message is one line for people, without secrets."""
@@ -67,6 +72,18 @@ class Upstream:
     async def close(self) -> None:
         """Close its connections."""
         await self._client.close()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Give its models as it describes them; none where it has no list. Raises UpstreamError."""
+        from openai import APIStatusError
+
+        try:
+            page = await self._client.with_options(timeout=LIST_SECONDS, max_retries=0).models.list()
+        except Exception as error:
+            if isinstance(error, APIStatusError) and error.status_code in _NO_SUCH_PAGE:
+                return []
+            raise UpstreamError(explain(error)) from error
+        return [model.to_dict() for model in page.data]
 
     async def pipe(self, question: Question, writer: Writer) -> Completion:
         """Write the answer to a question, and its completion, which is returned.

@@ -167,10 +167,10 @@ class _Socket:
     async def _read(self, id_: str, stream: StreamRef, start: Start) -> None:
         """Send a stream's events, to its end. Cancelled by `unsubscribe`, and with the socket."""
         try:
-            async with opened(self._gateway.link, self._encoded, stream, start, "websocket") as begun:
-                if not begun.is_over:
-                    await self._send_event(id_, connected(self._encoded, stream, begun.place))
-                async for event in begun.events:
+            async with opened(self._gateway.link, self._encoded, stream, start, "websocket") as following:
+                if not following.is_over:
+                    await self._send_event(id_, connected(self._encoded, stream, following.place))
+                async for event in following:
                     if event.name == COMPLETE:
                         # Before the page can know: it may use the id again at once.
                         del self._subscriptions[id_]
@@ -182,7 +182,7 @@ class _Socket:
             del self._subscriptions[id_]
             await self._send_error(id_, error)
             return
-        if begun.is_over:
+        if following.is_over:
             del self._subscriptions[id_]
             await self._send({"type": ENDED, "id": id_})
 

@@ -21,7 +21,7 @@ from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.wire import Wire
 
 ENTRIES_AT_ONCE = 1_000
-"""Twice a reader's page: what a look costs beside its entries is dearer here. Replay takes 2.45 instead of 2.65 µs."""
+"""As many as a reader's page. Replay takes 2.45 instead of 2.65 µs with half as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,7 @@ class Member(Consumer):
         return not self._limited and tail.cursor.sequence > self._delivered
 
     async def _rest(self) -> None:
-        assert self._tail is not None, "without a tail a look is due"
-        change = self._tail.wait()
-        try:
-            await self._wait(change, self._look_at - self._loop.time())
-        finally:
-            self._tail.leave(change)
+        await self._wait(self._look_at - self._loop.time())
 
     async def _look(self, unsure: bool) -> None:
         self._look_at = self._loop.time() + self._interval_seconds
@@ -267,4 +262,4 @@ class Member(Consumer):
     async def _follow(self) -> None:
         await self._following.aclose()
         self._tail = None
-        self._tail = await self._following.enter_async_context(self._fanout.follow(self._place.log))
+        self._tail = await self._following.enter_async_context(self._fanout.follow(self._place.log, self.poke))

@@ -132,7 +132,7 @@ class Watcher(Consumer):
         return not self._outstanding.full and bool(self._news or self._overdue)
 
     async def _rest(self) -> None:
-        await self._wait(self._loop.create_future(), self._poll_at - self._loop.time())
+        await self._wait(self._poll_at - self._loop.time())
 
     async def _look(self, unsure: bool) -> None:
         if self._loop.time() >= self._poll_at:

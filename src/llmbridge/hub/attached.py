@@ -1,4 +1,4 @@
-"""One open call that is given messages: what a reader, a member of a group and a watcher of the feed have in common.
+"""One open call that is given messages: what readers, a member of a group and a watcher of the feed have in common.
 
 When to wait, when to say that the call is alive, how it is told to end, and what can be told of it from outside; not
 what the messages are.
@@ -7,9 +7,12 @@ what the messages are.
 import asyncio
 import random
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from enum import Enum, auto
+from typing import Protocol
 
-from llmbridge.errors import Draining, RedisUnavailable
+from llmbridge.errors import BridgeError, Draining, RedisUnavailable
 
 LONGEST_PAUSE_SECONDS = 0.5
 """How long an attached call rests between attempts while Redis is unreachable."""
@@ -31,6 +34,46 @@ class State(Enum):
     """Its client takes nothing: a message waits for the transport's flow control."""
 
 
+Ending = Callable[[], BridgeError]
+"""Makes the error that something ends with, at the moment when it ends."""
+
+
+class Attendee(Protocol):
+    """Whatever is attached, as the registry sees it: a call, or one of the subscriptions that share a call."""
+
+    @property
+    def cursor(self) -> str:
+        """The cursor of the last record handed out, as the client gets it; empty where a cursor means nothing."""
+
+    @property
+    def lag(self) -> int:
+        """How many records come after the cursor, as far as this process knows; 0 where a cursor means nothing."""
+
+    @property
+    def last_taken_at(self) -> float:
+        """When the client last took a message, or was attached, by the event loop's clock in seconds."""
+
+    @property
+    def held_seconds(self) -> float:
+        """For how long the client has been keeping it from going on; 0 where it does not."""
+
+    @property
+    def state(self) -> State:
+        """What it is doing at this moment."""
+
+    def beat(self) -> None:
+        """Have it send a heartbeat if one is due."""
+
+    def drain(self) -> None:
+        """Have it end with Draining after what is on its way."""
+
+    def end(self, ending: Ending) -> None:
+        """Have it end with an error, also where its client takes nothing.
+
+        One that is ending already ends as it does.
+        """
+
+
 class Attached(ABC):
     """Gives one call its messages. Used by one task."""
 
@@ -40,7 +83,8 @@ class Attached(ABC):
         self._ended = False
         self._draining = False
         self._change: asyncio.Future[None] | None = None
-        self._first_message: bytes | None = None
+        self._scope: asyncio.Timeout | None = None
+        self._ending: Ending | None = None
         self._last_message_at = self._loop.time()
         self._last_taken_at = self._last_message_at
         # The transport has the last message from when it is returned until the next one is asked for.
@@ -77,6 +121,28 @@ class Attached(ABC):
         has_everything = self.lag == 0 if self._handing_over else self._change is not None
         return State.LIVE if has_everything else State.CATCHING_UP
 
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Run the call, in which `end` raises its error; then let go of what it holds, which `end` does not disturb."""
+        try:
+            async with asyncio.timeout(None) as self._scope:
+                try:
+                    yield
+                finally:
+                    self._scope = None
+        except TimeoutError:
+            if self._ending is None:
+                raise
+            raise self._ending() from None
+        finally:
+            await self.detach()
+
+    def end(self, ending: Ending) -> None:
+        """Have `open` raise an error, out of whatever is awaited there. One that is ending already ends as it does."""
+        if self._scope is not None and self._ending is None:
+            self._ending = ending
+            self._scope.reschedule(0)
+
     async def next_message(self) -> bytes | None:
         """Wait for the next message, which may be a heartbeat; None after the end. The one before has been sent.
 
@@ -86,8 +152,7 @@ class Attached(ABC):
         if self._handing_over:
             self._handing_over = False
             self._last_taken_at = self._loop.time()
-        # Found while attaching: it was read, so neither the end nor a drain takes it back.
-        message, self._first_message = self._first_message, None
+        message = self._at_hand()
         while message is None:
             if self._ended:
                 return None
@@ -121,22 +186,26 @@ class Attached(ABC):
         if self._change is not None and not self._change.done():
             self._change.set_result(None)
 
+    def _at_hand(self) -> bytes | None:
+        """Give what was found already, as while attaching: neither the end nor a drain takes it back."""
+        return None
+
     @abstractmethod
     async def _advance(self) -> bytes | None:
-        """Give the next message if there is one, else wait for a change, by `_wait`, and give None."""
+        """Give the next message if there is one, else wait, by `_wait`, and give None."""
 
     @abstractmethod
     def _heartbeat(self) -> bytes:
         """Encode a message that says no more than that the call is alive."""
 
-    async def _wait(self, change: asyncio.Future[None], at_most_seconds: float | None = None) -> None:
-        """Wait until `change` is done, which `poke` does too, or until the time has passed."""
+    async def _wait(self, at_most_seconds: float | None = None) -> None:
+        """Wait until `poke` is called, or until the time has passed."""
         if self._draining:
             return
         timer = None if at_most_seconds is None else self._loop.call_later(at_most_seconds, self.poke)
-        self._change = change
+        self._change = self._loop.create_future()
         try:
-            await change
+            await self._change
         finally:
             self._change = None
             if timer is not None:

@@ -9,17 +9,18 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Protocol
 
-from llmbridge.errors import BridgeError, ConnectionIdle, ConnectionNotFound, Disconnected, Draining, LimitExceeded
-from llmbridge.hub.attached import Attached, State
+from llmbridge.errors import ConnectionIdle, ConnectionNotFound, Disconnected, Draining, LimitExceeded
+from llmbridge.hub.attached import Attached, Attendee, Ending, State
+from llmbridge.hub.serials import ID_BYTES, Serials, id_of
 from llmbridge.model.names import StreamName
 
 LONGEST_TICK_SECONDS = 1.0
-ID_BYTES = 8
 
 logger = logging.getLogger(__name__)
 
@@ -67,19 +68,27 @@ class Totals:
     per_session: Counter[str]
 
 
-class Connection:
-    """One attached call, as it is at the moment of looking."""
+class SharedCall(Protocol):
+    """A call that several attached share, and which is no connection itself."""
 
-    def __init__(self, serial: int, attached: Attached, attachment: Attachment) -> None:
-        self.id = secrets.token_hex(ID_BYTES)
+    def beat(self) -> None:
+        """Send a heartbeat if one is due."""
+
+    def drain(self) -> None:
+        """End with Draining after what is on its way."""
+
+
+class Connection:
+    """Something attached, as it is at the moment of looking."""
+
+    def __init__(self, serial: int, attendee: Attendee, attachment: Attachment) -> None:
+        self.id = id_of(serial)
         self.serial = serial
-        """Higher for each connection than for all before it."""
+        """Higher for each connection than for all before it, at any worker of the instance."""
         self.attachment = attachment
         self.gone = asyncio.Event()
         """Set when it is listed no more and holds nothing."""
-        self._attached = attached
-        self._scope: asyncio.Timeout | None = None
-        self._ending: Callable[[], BridgeError] | None = None
+        self._attendee = attendee
         self._epoch_seconds = time.time() - asyncio.get_running_loop().time()
         self.since_ms = self.last_activity_ms
 
@@ -91,52 +100,34 @@ class Connection:
     @property
     def state(self) -> State:
         """What it is doing."""
-        return self._attached.state
+        return self._attendee.state
 
     @property
     def last_activity_ms(self) -> int:
         """When its client last took a message, heartbeats included; in ms since the Unix epoch."""
-        return int((self._epoch_seconds + self._attached.last_taken_at) * 1000)
+        return int((self._epoch_seconds + self._attendee.last_taken_at) * 1000)
 
     @property
     def cursor(self) -> str:
         """The last record handed to it; empty before the first, and for members and watchers."""
-        return self._attached.cursor
+        return self._attendee.cursor
 
     @property
     def lag(self) -> int:
         """How many records come after the cursor, as far as this process knows; 0 for members and watchers."""
-        return self._attached.lag
+        return self._attendee.lag
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Run the call, in which `end` raises its error; then let go of what it holds, which `end` does not disturb."""
-        try:
-            async with asyncio.timeout(None) as self._scope:
-                try:
-                    yield
-                finally:
-                    self._scope = None
-        except TimeoutError:
-            if self._ending is None:
-                raise
-            raise self._ending() from None
-        finally:
-            await self._attached.detach()
-
-    def end(self, ending: Callable[[], BridgeError]) -> None:
-        """Have the call end with an error, whatever it waits for: also where its client takes nothing.
+    def end(self, ending: Ending) -> None:
+        """Have it end with an error, whatever it waits for: also where its client takes nothing.
 
         One that is ending already ends as it does.
         """
-        if self._scope is not None and self._ending is None:
-            self._ending = ending
-            self._scope.reschedule(0)
+        self._attendee.end(ending)
 
     def tick(self, longest_held_seconds: float) -> None:
         """Have it beat if that is due, and end if its client has taken nothing for too long."""
-        self._attached.beat()
-        if self._attached.held_seconds >= longest_held_seconds:
+        self._attendee.beat()
+        if self._attendee.held_seconds >= longest_held_seconds:
             logger.info(
                 "connection %s from %s took nothing for %d s: let go",
                 self.id,
@@ -147,21 +138,35 @@ class Connection:
 
     def drain(self) -> None:
         """Have it end with Draining after the message that it is sending."""
-        self._attached.drain()
+        self._attendee.drain()
 
 
 class Connections:
-    """The registry. `run` must be running."""
+    """The registry of one process. `run` must be running.
 
-    def __init__(self, heartbeat_ms: int, cleanup_ms: int, max_readers: int, max_members: int | None) -> None:
-        self.process_id = secrets.token_hex(ID_BYTES)
-        """Tells this registry's serials from those of other processes."""
+    An instance may have several workers: `worker` numbers them, `instance_id` is theirs in common. Limits are those of
+    the process.
+    """
+
+    def __init__(
+        self,
+        heartbeat_ms: int,
+        cleanup_ms: int,
+        max_readers: int,
+        max_members: int | None,
+        *,
+        worker: int = 0,
+        instance_id: str = "",
+    ) -> None:
+        self.instance_id = instance_id or secrets.token_hex(ID_BYTES)
+        """Tells this instance's connections from those of others."""
         self._tick_seconds = min(heartbeat_ms / 4_000, LONGEST_TICK_SECONDS)
         self._longest_held_seconds = cleanup_ms / 1000
         self._max_readers = max_readers
         self._max_members = max_members
         self._connections: dict[str, Connection] = {}
-        self._last_serial = 0
+        self._shared_calls: dict[SharedCall, None] = {}
+        self._serials = Serials(worker)
         self._members = 0
         self._draining = False
 
@@ -169,25 +174,48 @@ class Connections:
         """How many calls are attached or attaching."""
         return len(self._connections)
 
+    def __contains__(self, connection_id: str) -> bool:
+        """Whether a call of this id is attached or attaching."""
+        return connection_id in self._connections
+
     @asynccontextmanager
     async def attach(self, attached: Attached, attachment: Attachment) -> AsyncIterator[None]:
         """Register a call for as long as the context lasts, then have it detached.
 
-        Its task must be the one that runs the context. Raises Draining or LimitExceeded; in the context Disconnected or
+        Its task must be the one that runs the context. Raises what `register` does; in the context Disconnected or
         ConnectionIdle, out of whatever is awaited there.
         """
-        self._admit(attachment)
-        self._last_serial += 1
-        connection = Connection(self._last_serial, attached, attachment)
-        self._connections[connection.id] = connection
-        self._members += attachment.shares
+        connection = self.register(attached, attachment)
         try:
-            async with connection.open():
+            async with attached.open():
                 yield
         finally:
-            del self._connections[connection.id]
-            self._members -= attachment.shares
-            connection.gone.set()
+            self.unregister(connection)
+
+    def register(self, attendee: Attendee, attachment: Attachment) -> Connection:
+        """List something as attached, until `unregister`. Raises Draining or LimitExceeded."""
+        self._admit(attachment)
+        connection = Connection(self._serials.next(), attendee, attachment)
+        self._connections[connection.id] = connection
+        self._members += attachment.shares
+        return connection
+
+    def unregister(self, connection: Connection) -> None:
+        """List it no more: it holds nothing."""
+        del self._connections[connection.id]
+        self._members -= connection.attachment.shares
+        connection.gone.set()
+
+    @contextmanager
+    def share(self, call: SharedCall) -> Iterator[None]:
+        """Have a shared call beat and drain for as long as the context lasts."""
+        self._shared_calls[call] = None
+        try:
+            if self._draining:
+                call.drain()
+            yield
+        finally:
+            del self._shared_calls[call]
 
     async def disconnect(self, connection_id: str) -> None:
         """End a connection with Disconnected and its cursor; when this returns it holds nothing.
@@ -217,15 +245,20 @@ class Connections:
     def drain(self) -> None:
         """Admit no more calls, and end those that are here with Draining and their cursor."""
         self._draining = True
-        for connection in self._connections.values():
+        # Some end within.
+        for connection in tuple(self._connections.values()):
             connection.drain()
+        for call in self._shared_calls:
+            call.drain()
 
     async def run(self) -> None:
         """Keep heartbeats, and let go of clients that take nothing, until cancelled."""
         while True:
             await asyncio.sleep(self._tick_seconds)
-            for connection in self._connections.values():
+            for connection in tuple(self._connections.values()):
                 connection.tick(self._longest_held_seconds)
+            for call in self._shared_calls:
+                call.beat()
 
     def _admit(self, attachment: Attachment) -> None:
         if self._draining:

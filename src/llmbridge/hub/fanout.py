@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from llmbridge.errors import HistoryGone, RedisUnavailable
-from llmbridge.hub.tail import Tail
+from llmbridge.hub.tail import Listener, Tail
 from llmbridge.log.reading import LogReader
 from llmbridge.log.wakeups import Channels, WakeUp
 from llmbridge.model.wire import Wire
 
 LONGEST_POLL_SECONDS = 5.0
 """How late a token can be when its wake-up was lost and the stream had been idle."""
+
+LONGEST_BUSY_POLL_SECONDS = 1.0
+"""The same where something had been heard of the stream just before."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +35,51 @@ class Fanout:
         self._stale: dict[Tail, None] = {}
         self._stale_filled = asyncio.Event()
 
-    @asynccontextmanager
-    async def follow(self, log: str) -> AsyncIterator[Tail]:
-        """Share a stream's tail, fresh from here on.
+    async def join(self, log: str, listener: Listener) -> Tail:
+        """Share a stream's tail, fresh from here on, and be told of its changes, until `leave`.
 
         It stands where the log stood after this was called or later, never at an earlier stream of the same name, and
         what is appended from then on will show up in it. Raises RedisUnavailable when Redis does not answer within the
         attach timeout, and whatever keeps the log from being read.
         """
-        tail = await self._join(log)
+        while True:
+            tail = self._tails.get(log)
+            shared = tail is not None
+            if tail is None:
+                tail = self._tails[log] = Tail(log, self._wire)
+                self._subscribe(tail)
+            tail.listeners[listener] = None
+            try:
+                async with asyncio.timeout(self._attach_timeout_seconds):
+                    await tail.ready.wait()
+                if shared and not tail.closed:
+                    # Its wake-up of a deletion may be late or lost: no new reader may see what is deleted.
+                    await self._read(tail)
+            except BaseException as error:
+                self.leave(tail, listener)
+                if isinstance(error, TimeoutError):
+                    raise RedisUnavailable("it does not answer") from None
+                raise
+            if not tail.closed:
+                return tail
+            self.leave(tail, listener)
+            if tail.failure is not None:
+                raise tail.failure
+
+    def leave(self, tail: Tail, listener: Listener) -> None:
+        """Let go of a tail."""
+        del tail.listeners[listener]
+        if not tail.listeners:
+            self._forget(tail)
+
+    @asynccontextmanager
+    async def follow(self, log: str, listener: Listener) -> AsyncIterator[Tail]:
+        """Join a stream's tail for as long as the context lasts."""
+        tail = await self.join(log, listener)
         try:
             yield tail
         finally:
-            self._leave(tail)
+            self.leave(tail, listener)
 
     @property
     def tails(self) -> int:
@@ -63,36 +98,6 @@ class Fanout:
             tasks.create_task(self._refresh_stale(), name="hub, refresh")
             tasks.create_task(self._poll(), name="hub, poll")
 
-    async def _join(self, log: str) -> Tail:
-        while True:
-            tail = self._tails.get(log)
-            shared = tail is not None
-            if tail is None:
-                tail = self._tails[log] = Tail(log, self._wire)
-                self._subscribe(tail)
-            tail.readers += 1
-            try:
-                async with asyncio.timeout(self._attach_timeout_seconds):
-                    await tail.ready.wait()
-                if shared and not tail.closed:
-                    # Its wake-up of a deletion may be late or lost: no new reader may see what is deleted.
-                    await self._read(tail)
-            except BaseException as error:
-                self._leave(tail)
-                if isinstance(error, TimeoutError):
-                    raise RedisUnavailable("it does not answer") from None
-                raise
-            if not tail.closed:
-                return tail
-            self._leave(tail)
-            if tail.failure is not None:
-                raise tail.failure
-
-    def _leave(self, tail: Tail) -> None:
-        tail.readers -= 1
-        if tail.readers == 0:
-            self._forget(tail)
-
     def _subscribe(self, tail: Tail) -> None:
         def listener(message: bytes | None) -> None:
             try:
@@ -101,7 +106,7 @@ class Fanout:
                 # Anybody may publish, a bridge of another version too; the log is what counts.
                 wake_up = None
             if wake_up is not None and tail.accept(wake_up):
-                self._poll_soon(tail)
+                tail.heard = True
             else:
                 self.look(tail)
 
@@ -148,7 +153,11 @@ class Fanout:
             if tail.subscription is not None and tail.subscription.confirmed.is_set():
                 tail.ready.set()
             if tail.cursor != before:
-                self._poll_soon(tail)
+                tail.heard = True
+                if tail.polled:
+                    # No wake-up had told of this: others may be lost, too.
+                    tail.poll_delay_seconds = self._shortest_poll_seconds
+            tail.polled = False
         except HistoryGone:
             self._forget(tail)
             tail.close()
@@ -165,17 +174,19 @@ class Fanout:
         if tip is not None and tail.cursor is None:
             tail.jump(tip)
 
-    def _poll_soon(self, tail: Tail) -> None:
-        tail.poll_delay_seconds = self._shortest_poll_seconds
-        tail.poll_at = asyncio.get_running_loop().time() + self._shortest_poll_seconds
-
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._shortest_poll_seconds)
             now = loop.time()
             for tail in self._tails.values():
-                if tail.poll_at <= now:
+                if tail.heard:
+                    # One whose tokens are further apart than the shortest delay must not be read after each of them.
+                    tail.heard = False
+                    tail.poll_delay_seconds = min(tail.poll_delay_seconds, LONGEST_BUSY_POLL_SECONDS)
+                    tail.poll_at = now + tail.poll_delay_seconds
+                elif tail.poll_at <= now:
+                    tail.polled = True
                     self.look(tail)
                     tail.poll_delay_seconds = min(
                         max(2 * tail.poll_delay_seconds, self._shortest_poll_seconds), LONGEST_POLL_SECONDS

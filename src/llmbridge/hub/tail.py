@@ -8,6 +8,7 @@ up* (they are only in the log).
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 
 from llmbridge.log.reading import Tip
 from llmbridge.log.wakeups import Subscription, WakeUp
@@ -23,17 +24,45 @@ MESSAGE_BYTES = 65_536
 """A live reader that is some entries behind gets them joined, up to this size."""
 
 
-class Chunk:
-    """A run in the window: its cursor, the checksum of the entry before it, its message once a reader asked for it."""
+Listener = Callable[[], None]
+"""Told that something changed. It may not come or go from within."""
 
-    __slots__ = ("cursor", "message", "previous_checksum", "run", "size")
 
-    def __init__(self, run: Run, cursor: Cursor, previous_checksum: str) -> None:
-        self.run = run
+class Found:
+    """What comes next for a reader: a message, where it stands then, and whether that is the stream's end.
+
+    The place is None where the reader has not begun. Shared by readers: nobody changes it.
+    """
+
+    __slots__ = ("cursor", "ended", "message")
+
+    def __init__(self, message: bytes, cursor: Cursor | None, ended: bool) -> None:
+        self.message = message
         self.cursor = cursor
-        self.previous_checksum = previous_checksum
-        self.size = sum(map(len, run.fragments))
-        self.message: bytes | None = None
+        self.ended = ended
+
+
+class Chunk(Found):
+    """A run in the window, as what comes next for those who stand `before` it. Encoded once a reader asked for it.
+
+    One object for all of it: thousands of windows are more than the garbage collector should look through.
+    """
+
+    __slots__ = ("appended_ms", "before", "first", "fragments", "size")
+
+    cursor: Cursor
+
+    def __init__(
+        self, before: Cursor, cursor: Cursor, sealed: bool, appended_ms: int, fragments: tuple[bytes, ...], size: int
+    ) -> None:
+        self.message = b""
+        self.cursor = cursor
+        self.ended = sealed
+        self.before = before
+        self.first = before.sequence + 1
+        self.appended_ms = appended_ms
+        self.fragments = fragments
+        self.size = size
 
 
 class Tail:
@@ -48,56 +77,81 @@ class Tail:
         self.largest = 0
         self.most = 0
         self.sealed = False
-        self.readers = 0
+        self.listeners: dict[Listener, None] = {}
         self.ready = asyncio.Event()
         self.closed = False
         self.failure: Exception | None = None
         self.subscription: Subscription | None = None
+        self.heard = False
+        """Something came by itself since the safety poll last looked here."""
+        self.polled = False
+        """The safety poll has asked for the next look."""
         self.poll_delay_seconds = 0.0
         self.poll_at = 0.0
+        self.newest: Chunk | None = None
+        """What comes next for those who had everything before the last change."""
         self._wire = wire
         self._window: deque[Chunk] = deque()
         self._by_first: dict[int, Chunk] = {}
         self._window_bytes = 0
-        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def accept(self, wake_up: WakeUp) -> bool:
         """Take a wake-up's records if they continue exactly where the tail stands; False means: read the log."""
-        run, cursor = wake_up.run, self.cursor
-        if run is None:
-            return False
-        if cursor is None:
-            if not self.ready.is_set() or wake_up.previous_checksum is not None:
+        incarnation, first, last, checksum, previous_checksum, appended_ms, sealed, fragment = wake_up
+        before = self.cursor
+        if before is None:
+            if not self.ready.is_set() or previous_checksum is not None:
                 return False
-        elif (
-            run.incarnation != cursor.incarnation
-            or run.first != cursor.sequence + 1
-            or wake_up.previous_checksum != cursor.checksum
-        ):
+            before = Cursor(incarnation, first - 1, NO_CHECKSUM)
+        elif first != before.sequence + 1 or previous_checksum != before.checksum or incarnation != before.incarnation:
             return False
-        self.extend(run)
+        size = len(fragment)
+        self._add(before, Cursor(incarnation, last, checksum), sealed, appended_ms, (fragment,), size, size)
         return True
 
     def extend(self, run: Run) -> None:
         """Add the records that come after the cursor, and tell the readers."""
-        previous_checksum = NO_CHECKSUM if self.cursor is None else self.cursor.checksum
-        self.cursor = Cursor.after(run)
-        self.sealed = run.sealed
-        self.largest = max(self.largest, *map(len, run.fragments))
-        self.most = max(self.most, run.last - run.first + 2 - len(run.fragments))
-        if run.last >= run.first:
-            chunk = Chunk(run, self.cursor, previous_checksum)
-            self._window.append(chunk)
-            self._by_first[run.first] = chunk
-            self._window_bytes += chunk.size
-            while len(self._window) > WINDOW_ENTRIES or (self._window_bytes > WINDOW_BYTES and len(self._window) > 1):
-                oldest = self._window.popleft()
-                del self._by_first[oldest.run.first]
+        before = self.cursor
+        if before is None:
+            before = Cursor(run.incarnation, run.first - 1, NO_CHECKSUM)
+        sizes = [len(fragment) for fragment in run.fragments]
+        self._add(before, Cursor.after(run), run.sealed, run.appended_ms, run.fragments, sum(sizes), max(sizes))
+
+    def _add(
+        self,
+        before: Cursor,
+        cursor: Cursor,
+        sealed: bool,
+        appended_ms: int,
+        fragments: tuple[bytes, ...],
+        size: int,
+        largest: int,
+    ) -> None:
+        """Move on to the cursor, by entries of which the largest has so many bytes."""
+        records = cursor.sequence - before.sequence
+        most = records + 1 - len(fragments)
+        if most > self.most:
+            self.most = most
+        if largest > self.largest:
+            self.largest = largest
+        self.cursor = cursor
+        self.sealed = sealed
+        if records:
+            chunk = self.newest = Chunk(before, cursor, sealed, appended_ms, fragments, size)
+            window = self._window
+            window.append(chunk)
+            self._by_first[chunk.first] = chunk
+            self._window_bytes += size
+            while len(window) > WINDOW_ENTRIES or (self._window_bytes > WINDOW_BYTES and len(window) > 1):
+                oldest = window.popleft()
+                del self._by_first[oldest.first]
                 self._window_bytes -= oldest.size
-        self.tell_readers()
+        for listener in self.listeners:
+            listener()
 
     def jump(self, tip: Tip) -> None:
         """Stand at the log's end without the records before it; readers get those from the log."""
+        self.newest = None
         self._window.clear()
         self._by_first.clear()
         self._window_bytes = 0
@@ -117,50 +171,43 @@ class Tail:
         self.ready.set()
         self.tell_readers()
 
-    def message_after(self, cursor: Cursor) -> tuple[bytes, Cursor, bool] | None:
-        """Give a live reader its next message, its new cursor, and whether that is the end; None if it is not live.
+    def message_after(self, cursor: Cursor) -> Found | None:
+        """Give a live reader what comes next for it; None if it is not live.
 
         A reader whose last entry is not the one that the window continues from (the log lost its tail and regrew while
         the reader was held up) is not live: the log will tell it.
         """
-        chunk = self._by_first.get(cursor.sequence + 1)
-        if chunk is None or chunk.run.incarnation != cursor.incarnation or chunk.previous_checksum != cursor.checksum:
+        chunk = self.newest
+        if chunk is None:
             return None
-        chunks = self._joinable(chunk)
-        last = chunks[-1]
-        if last is not chunk:
-            return self._encode(chunks), last.cursor, last.run.sealed
-        if chunk.message is None:
-            chunk.message = self._encode(chunks)
-        return chunk.message, chunk.cursor, chunk.run.sealed
+        if chunk.before is not cursor:
+            chunk = self._by_first.get(cursor.sequence + 1)
+            if chunk is None or chunk.before != cursor:
+                return None
+            if chunk is not self.newest:
+                chunks = self._joinable(chunk)
+                if len(chunks) > 1:
+                    return self._joined(chunks)
+        if not chunk.message:
+            chunk.message = self._wire.message(chunk.fragments, chunk.first, str(chunk.cursor), chunk.appended_ms)
+        return chunk
 
     def _joinable(self, chunk: Chunk) -> list[Chunk]:
         chunks, size = [chunk], chunk.size
-        while (following := self._by_first.get(chunks[-1].run.last + 1)) is not None:
+        while (following := self._by_first.get(chunks[-1].cursor.sequence + 1)) is not None:
             size += following.size
             if size > MESSAGE_BYTES:
                 break
             chunks.append(following)
         return chunks
 
-    def _encode(self, chunks: list[Chunk]) -> bytes:
-        fragments = [fragment for chunk in chunks for fragment in chunk.run.fragments]
+    def _joined(self, chunks: Sequence[Chunk]) -> Found:
+        fragments = [fragment for chunk in chunks for fragment in chunk.fragments]
         last = chunks[-1]
-        return self._wire.message(fragments, chunks[0].run.first, str(last.cursor), last.run.appended_ms)
-
-    def wait(self) -> asyncio.Future[None]:
-        """Give a future that is done when something changed. Whoever takes one must `leave` in the end."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = None
-        return future
-
-    def leave(self, future: asyncio.Future[None]) -> None:
-        """Wait no longer. Readers that come and go on an idle stream, or beat, must not pile up here."""
-        self._waiting.pop(future, None)
+        message = self._wire.message(fragments, chunks[0].first, str(last.cursor), last.appended_ms)
+        return Found(message, last.cursor, last.ended)
 
     def tell_readers(self) -> None:
-        """Wake all readers that wait."""
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        """Tell all who listen."""
+        for listener in self.listeners:
+            listener()

@@ -20,6 +20,8 @@ class Batcher(Generic[Item, Result]):
     """Carries items in the order they were submitted, one batch at a time.
 
     `carry` answers a batch with a result or an exception for each item; what it raises becomes the exception of each.
+    An item may be a group that goes undivided: `count_of` says how much of `max_items` it takes. One larger than the
+    limits goes alone.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Batcher(Generic[Item, Result]):
         max_bytes: int,
         source_of: Callable[[Item], object] = lambda _: None,
         linger_seconds: float = 0.0,
+        count_of: Callable[[Item], int] = lambda _: 1,
     ) -> None:
         self._carry = carry
         self._max_items = max_items
@@ -37,6 +40,8 @@ class Batcher(Generic[Item, Result]):
         self._max_bytes = max_bytes
         self._source_of = source_of
         self._linger_seconds = linger_seconds
+        self._count_of = count_of
+        self._waiting_count = 0
         self._carried_at = 0.0
         self._carried_source: object = None
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
@@ -49,6 +54,7 @@ class Batcher(Generic[Item, Result]):
             raise RedisUnavailable("this bridge has stopped using this connection")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
+        self._waiting_count += self._count_of(item)
         self._wake.set()
         return await future
 
@@ -73,6 +79,8 @@ class Batcher(Generic[Item, Result]):
         self._wake.set()
 
     async def _linger(self) -> None:
+        if self._waiting_count >= self._max_items:
+            return  # There is a full batch already.
         source = self._source_of(self._waiting[0][0])
         if self._linger_seconds and source != self._carried_source:
             pause = self._carried_at + self._linger_seconds - asyncio.get_running_loop().time()
@@ -82,12 +90,18 @@ class Batcher(Generic[Item, Result]):
     async def _carry_one_batch(self) -> None:
         items: list[Item] = []
         futures: list[asyncio.Future[Result]] = []
-        size = 0
-        while self._waiting and len(items) < self._max_items and (not items or size < self._max_bytes):
-            item, future = self._waiting.popleft()
+        count = size = 0
+        while self._waiting and size < self._max_bytes:
+            item, future = self._waiting[0]
+            more = self._count_of(item)
+            if items and count + more > self._max_items:
+                break
+            self._waiting.popleft()
             items.append(item)
             futures.append(future)
+            count += more
             size += self._size_of(item)
+        self._waiting_count -= count
         self._carried_at = asyncio.get_running_loop().time()
         self._carried_source = self._source_of(items[-1])
         results: Sequence[Result | Exception]

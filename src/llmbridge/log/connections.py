@@ -5,8 +5,11 @@ cut, which stores an append twice. RESP2, because no reply used here differs in 
 """
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
+import hiredis
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import EqualJitterBackoff, NoBackoff
@@ -43,6 +46,20 @@ async def write(connection: AbstractConnection, packed: bytes) -> None:
     except RuntimeError as error:
         # How uvloop tells that the peer has reset a connection: its transport takes nothing any more.
         raise NotSent(str(error)) from error
+
+
+def replies_at_hand(connection: AbstractConnection) -> Iterator[Any]:
+    """Give what came together with the reply just read; redis-py's own way takes 3 to 4 µs for each.
+
+    Gives nothing where redis-py was told to use another parser than hiredis. Raises an error reply.
+    """
+    reader = getattr(connection._parser, "_reader", None)
+    if not isinstance(reader, hiredis.Reader):
+        return
+    while (reply := reader.gets()) is not NOT_ENOUGH_DATA:
+        if isinstance(reply, Exception):
+            raise reply
+        yield reply
 
 
 class Breaker:

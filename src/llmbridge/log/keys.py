@@ -13,12 +13,16 @@ from llmbridge.model.names import StreamName
 
 @dataclass(frozen=True, slots=True)
 class StreamKeys:
-    """The keys that an append to one stream touches, and the stream's name as a member of the indexes."""
+    """The keys that an append to one stream touches, and the stream's name as a member of the indexes.
+
+    `ends` is a channel, see `ends`; the scripts make its name of the feed's.
+    """
 
     log: str
     open_index: str
     session_index: str
     feed: str
+    ends: str
     open_member: str
     session_member: str
 
@@ -38,12 +42,14 @@ class Keys:
         """Name a stream's keys."""
         session = quote(name.session_id, safe="")
         response = f"{quote(name.model_id, safe='')}:{quote(name.response_id, safe='')}"
-        tag = f"{{{self.partition_of(name.session_id)}}}"
+        partition = self.partition_of(name.session_id)
+        tag = f"{{{partition}}}"
         return StreamKeys(
             log=f"{self.prefix}:stream:{tag}:{session}:{response}",
             open_index=f"{self.prefix}:open:{tag}",
             session_index=f"{self.prefix}:session:{tag}:{session}",
-            feed=self.feed(self.partition_of(name.session_id)),
+            feed=self.feed(partition),
+            ends=f"{self.prefix}:ends:{tag}",
             open_member=f"{session}:{response}",
             session_member=response,
         )

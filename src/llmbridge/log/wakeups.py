@@ -8,12 +8,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from redis.exceptions import RedisError
 
-from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector, write
-from llmbridge.model.records import Run
+from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector, replies_at_hand, write
 from llmbridge.redis_url import Address
 
 PING_SECONDS = 5.0
@@ -27,32 +26,37 @@ WATCH_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class WakeUp:
-    """What a script says of the entry it stored. `run` is None where the entry was too large to come along."""
+class WakeUp(NamedTuple):
+    """The entry that a script stored, as it tells it. A tuple, because there is one for each token.
 
-    run: Run | None
+    `previous_checksum` is that of the entry before it; None where it is the first of its stream.
+    """
+
+    incarnation: int
+    first: int
+    last: int
+    checksum: str
     previous_checksum: str | None
-    """The checksum of the entry before it; None where it is the first of its stream."""
+    appended_ms: int
+    sealed: bool
+    fragment: bytes
 
     @classmethod
     def parse(cls, message: bytes) -> "WakeUp | None":
-        """Decode a message; None where it says no more than that there is something to see."""
+        """Decode a message; None where it says no more than that there is something to see. Raises ValueError."""
         head, separator, fragment = message.partition(b"\n")
         if not separator:
             return None
         incarnation, first, last, appended_ms, checksum, previous, sealed = head.split(b" ")
         return cls(
-            Run(
-                int(incarnation),
-                int(first),
-                int(last),
-                checksum.decode(),
-                int(appended_ms),
-                sealed == b"1",
-                (fragment,),
-            ),
+            int(incarnation),
+            int(first),
+            int(last),
+            checksum.decode(),
             None if previous == b"-" else previous.decode(),
+            int(appended_ms),
+            sealed == b"1",
+            fragment,
         )
 
 
@@ -118,6 +122,7 @@ class WakeUps:
         self._connector = connector
         self._connection = connector.make("wakeups", address)
         self._dialect = dialect
+        self._message = dialect.message
         self._troubled = troubled
         self._subscriptions: dict[bytes, Subscription] = {}
         # A channel may be dropped and wanted again before Redis confirms either; only the last word counts.
@@ -215,9 +220,10 @@ class WakeUps:
 
     async def _receive(self) -> None:
         while True:
-            reply = await self._connection.read_response()
+            self._dispatch(await self._connection.read_response())
+            for reply in replies_at_hand(self._connection):
+                self._dispatch(reply)
             self._heard_at = asyncio.get_running_loop().time()
-            self._dispatch(reply)
 
     async def _watch(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -237,11 +243,11 @@ class WakeUps:
                 raise TimeoutError(f"no answer to a PING for {PING_SECONDS} s")
 
     def _dispatch(self, reply: list[bytes]) -> None:
-        kind, channel, message = reply[0], reply[1], reply[-1]
-        if kind == self._dialect.message:
+        kind, channel = reply[0], reply[1]
+        if kind == self._message:
             subscription = self._subscriptions.get(channel)
             if subscription is not None:
-                subscription.listener(message)
+                subscription.listener(reply[-1])
         elif kind == self._dialect.subscribed:
             self._unconfirmed[channel] -= 1
             if self._unconfirmed[channel] == 0:

@@ -1,19 +1,18 @@
 """Cursors: the only thing a reader has to keep. Opaque to clients; parsed nowhere else."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmbridge.model.records import MAX_SEQUENCE, Run
 
 _FORM = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})-([0-9a-f]{8})")
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Names a record: the stream's incarnation, the record's sequence, the checksum of the log up to its entry.
 
     The incarnation tells a re-created stream from its predecessor, the checksum a log that lost its tail and was
-    written anew from the one the reader saw. Sequence 0 stands before the first record.
+    written anew from the one the reader saw. Sequence 0 stands before the first record. A tuple, as Run is.
     """
 
     incarnation: int

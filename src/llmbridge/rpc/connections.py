@@ -1,64 +1,55 @@
-"""ConnectionService."""
+"""ConnectionService: answers for all workers of the instance, whichever of them is asked."""
 
-from llmbridge.admin.connections import list_connections
-from llmbridge.hub.connections import Connection, Connections
+from collections import Counter
+
+from llmbridge.admin.connections import Page, one_page
 from llmbridge.rpc import limits as check
-from llmbridge.rpc.convert import name_to_proto
 from llmbridge.rpc.limits import Limits
+from llmbridge.rpc.own_connections import OwnConnections
+from llmbridge.rpc.siblings import Siblings
 from llmbridge.v1 import connection_service_pb2 as pb
 
 
 class ConnectionMethods:
-    """Decodes, asks the registry, encodes."""
+    """Decodes, asks this worker and its siblings, makes one answer of theirs."""
 
-    def __init__(self, connections: Connections, limits: Limits) -> None:
-        self._connections = connections
+    def __init__(self, own: OwnConnections, siblings: Siblings, limits: Limits) -> None:
+        self._own = own
+        self._siblings = siblings
         self._limits = limits
 
     async def list(self, request: pb.ListConnectionsRequest) -> pb.ListConnectionsResponse:
         """Serve ListConnections."""
         check.check_id("session_id", request.session_id, False, self._limits)
         page_size = check.page_size("page_size", request.page_size)
-        page = list_connections(self._connections, request.session_id, page_size, request.page_token)
-        return pb.ListConnectionsResponse(
-            connections=[connection_to_proto(connection) for connection in page.connections],
-            next_page_token=page.next_page_token,
-        )
+        # This worker first: it refuses a bad request, for all of them.
+        answers = [self._own.list(request), *await self._siblings.pages(request)]
+        pages = [Page(tuple(answer.connections), answer.next_page_token) for answer in answers]
+        page = one_page(pages, request.session_id, page_size, self._own.instance_id)
+        return pb.ListConnectionsResponse(connections=page.connections, next_page_token=page.next_page_token)
 
     async def count(self, request: pb.CountConnectionsRequest) -> pb.CountConnectionsResponse:
         """Serve CountConnections."""
         max_sessions = check.page_size("max_sessions", request.max_sessions)
-        totals = self._connections.totals()
+        counts = [self._own.count(), *await self._siblings.count()]
+        per_session: Counter[str] = Counter()
+        for count in counts:
+            per_session.update({one.session_id: one.connections for one in count.sessions})
         return pb.CountConnectionsResponse(
-            total=totals.connections,
-            members=totals.members,
-            session_count=len(totals.per_session),
+            total=sum(count.total for count in counts),
+            members=sum(count.members for count in counts),
+            session_count=len(per_session),
             sessions=[
-                pb.SessionConnections(session_id=session_id, connections=count)
-                for session_id, count in totals.per_session.most_common(max_sessions)
+                pb.SessionConnections(session_id=session_id, connections=connections)
+                for session_id, connections in per_session.most_common(max_sessions)
             ],
         )
 
     async def disconnect(self, request: pb.DisconnectConnectionRequest) -> pb.DisconnectConnectionResponse:
         """Serve DisconnectConnection."""
         check.check_id("connection_id", request.connection_id, True, self._limits)
-        await self._connections.disconnect(request.connection_id)
+        if self._own.is_here(request.connection_id):
+            await self._own.disconnect(request.connection_id)
+        else:
+            await self._siblings.disconnect(request.connection_id)
         return pb.DisconnectConnectionResponse()
-
-
-def connection_to_proto(connection: Connection) -> pb.Connection:
-    """Encode a connection as it is now."""
-    attachment = connection.attachment
-    return pb.Connection(
-        id=connection.id,
-        stream=None if connection.stream is None else name_to_proto(connection.stream),
-        transport=pb.Transport.Value(f"TRANSPORT_{attachment.caller.transport.name}"),
-        peer=attachment.caller.peer,
-        since_ms=connection.since_ms,
-        last_activity_ms=connection.last_activity_ms,
-        state=pb.ConnectionState.Value(f"CONNECTION_STATE_{connection.state.name}"),
-        cursor=connection.cursor,
-        lag=connection.lag,
-        group=attachment.group,
-        consumer=attachment.consumer,
-    )

@@ -17,20 +17,36 @@ _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 
 
 class Health:
-    """The health of all services, which rise and fall together. NOT_SERVING until told otherwise."""
+    """The health of all services, which rise and fall together. NOT_SERVING until told otherwise.
 
-    def __init__(self, services: Sequence[str]) -> None:
+    `tell` is called when it is set.
+    """
+
+    def __init__(self, services: Sequence[str], tell: Callable[[bool], None] = lambda _: None) -> None:
+        self._tell = tell
         self._services = ("", *services)
         self.servicer = health_aio.HealthServicer()
+        self._serving = False
+        self._draining = False
+
+    @property
+    def serving(self) -> bool:
+        """Whether the services are SERVING."""
+        return self._serving and not self._draining
 
     async def set_serving(self, serving: bool) -> None:
         """Set the status of every service; without effect after `drain`."""
+        self._serving = serving
+        if not self._draining:
+            self._tell(serving)
         status = _STATUS.SERVING if serving else _STATUS.NOT_SERVING
         for service in self._services:
             await self.servicer.set(service, status)
 
     async def drain(self) -> None:
         """Set NOT_SERVING for good."""
+        self._draining = True
+        self._tell(False)
         await self.servicer.enter_graceful_shutdown()
 
 

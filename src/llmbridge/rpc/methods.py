@@ -6,8 +6,8 @@ INVALID_ARGUMENT.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, closing, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -101,13 +101,15 @@ class Methods:
         Reading raises MalformedRequest or LimitExceeded for a message that is none or has too many bytes.
         """
 
-        async def requests(raw_requests: AsyncIterator[bytes]) -> AsyncIterator[Request]:
+        async def requests(raw_requests: AsyncIterator[bytes]) -> AsyncGenerator[Request]:
             async for raw in raw_requests:
                 check_size(raw, max_message_bytes)
                 yield _parsed(request_type, raw)
 
         async def call(raw_requests: AsyncIterator[bytes], context: Context) -> None:
-            await self._serve_stream(handle(requests(raw_requests), context), context)
+            # Not left to the garbage collector, which would make a task of it that nobody awaits.
+            async with aclosing(requests(raw_requests)) as parsed:
+                await self._serve_stream(handle(parsed, context), context)
 
         return grpc.stream_stream_rpc_method_handler(call)
 

@@ -9,8 +9,6 @@ import grpc
 from llmbridge.rpc.interceptors import fitted
 
 OPTIONS = (
-    # Two servers that share a port by accident would each see half of the calls.
-    ("grpc.so_reuseport", 0),
     # Above the request limit, so that the bridge itself can refuse with a reason.
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     # A peer that vanished without a word is noticed within 40 s; clients may ask every 5 s.
@@ -30,8 +28,11 @@ GOODBYE_SECONDS = 0.5
 class GrpcServer:
     """A server to register services with, then to start."""
 
-    def __init__(self, interceptors: Sequence[Any]) -> None:
-        self.grpc = grpc.aio.server(options=OPTIONS, interceptors=fitted(interceptors))
+    def __init__(self, interceptors: Sequence[Any], *, shares_port: bool = False) -> None:
+        # Two servers that share a port by accident would each see half of the calls: only workers may, which share it
+        # on purpose and whose supervisor keeps others out.
+        options = (*OPTIONS, ("grpc.so_reuseport", int(shares_port)))
+        self.grpc = grpc.aio.server(options=options, interceptors=fitted(interceptors))
 
     def listen(self, host: str, port: int) -> int:
         """Take an address; returns the port, a free one for 0. Raises OSError where the address can't be had."""

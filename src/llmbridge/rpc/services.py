@@ -13,18 +13,23 @@ from llmbridge.groups.settling import Settling
 from llmbridge.groups.watchers import Watchers
 from llmbridge.hub.connections import Connections
 from llmbridge.produce.append import Produce
+from llmbridge.produce.many import ProduceMany
 from llmbridge.produce.stop import Stop
 from llmbridge.rpc.connections import ConnectionMethods
 from llmbridge.rpc.groups import GroupMethods
 from llmbridge.rpc.health import Health, register_health
 from llmbridge.rpc.lifecycle import WatchStreamsMethod
 from llmbridge.rpc.limits import Limits
-from llmbridge.rpc.methods import Gate, Methods
+from llmbridge.rpc.methods import Methods
+from llmbridge.rpc.own_connections import OwnConnections
 from llmbridge.rpc.produce import ProduceMethod
+from llmbridge.rpc.produce_many import MAX_MESSAGE_BYTES, ProduceManyMethod
 from llmbridge.rpc.reflection import register_reflection
+from llmbridge.rpc.siblings import Siblings
 from llmbridge.rpc.stop import CancelMethod, KeepAliveMethod
 from llmbridge.rpc.streams import StreamAdminMethods
 from llmbridge.rpc.subscribe import SubscribeMethod
+from llmbridge.rpc.subscribe_many import SubscribeManyMethod
 from llmbridge.subscribe.subscriptions import Subscriptions
 from llmbridge.v1 import bridge_service_pb2 as bridge_pb
 from llmbridge.v1 import connection_service_pb2 as connection_pb
@@ -46,6 +51,7 @@ class UseCases:
     """What the methods call."""
 
     produce: Produce
+    produce_many: ProduceMany
     stop: Stop
     subscriptions: Subscriptions
     members: Members
@@ -58,18 +64,31 @@ class UseCases:
 
 
 def register_services(
-    server: grpc.aio.Server, use_cases: UseCases, gate: Gate, health: Health, limits: Limits, producer_lost_ms: int
+    server: grpc.aio.Server,
+    use_cases: UseCases,
+    siblings: Siblings,
+    methods: Methods,
+    health: Health,
+    limits: Limits,
+    producer_lost_ms: int,
 ) -> None:
     """Register everything that the bridge serves."""
-    methods = Methods(gate, limits)
     admin = StreamAdminMethods(use_cases.streams, limits)
     groups = GroupMethods(use_cases.settling, use_cases.groups, use_cases.dead_letters, limits)
-    connections = ConnectionMethods(use_cases.connections, limits)
+    connections = ConnectionMethods(OwnConnections(use_cases.connections), siblings, limits)
     services = {
         BRIDGE_SERVICE: {
             "Produce": methods.unary(bridge_pb.ProduceRequest, ProduceMethod(use_cases.produce, limits)),
             "Subscribe": methods.server_stream(
                 bridge_pb.SubscribeRequest, SubscribeMethod(use_cases.subscriptions, use_cases.members, limits)
+            ),
+            "ProduceMany": methods.bidi(
+                bridge_pb.ProduceManyRequest, MAX_MESSAGE_BYTES, ProduceManyMethod(use_cases.produce_many, limits)
+            ),
+            "SubscribeMany": methods.bidi(
+                bridge_pb.SubscribeManyRequest,
+                limits.max_request_bytes,
+                SubscribeManyMethod(use_cases.subscriptions, limits),
             ),
             "Cancel": methods.unary(bridge_pb.CancelRequest, CancelMethod(use_cases.stop, limits)),
             "KeepAlive": methods.unary(

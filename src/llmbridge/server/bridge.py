@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from llmbridge.admin.streams import Streams
 from llmbridge.errors import RedisUnavailable
@@ -22,6 +22,7 @@ from llmbridge.log.cluster import WrongRedis
 from llmbridge.log.cluster_wakeups import channels_of
 from llmbridge.log.commands import Commands
 from llmbridge.log.dead_letters import DeadLetterLog
+from llmbridge.log.ends import Ends
 from llmbridge.log.feed import FeedLog
 from llmbridge.log.group_state import GroupStates
 from llmbridge.log.groups import GroupLog, GroupPolicy, GroupSettings
@@ -35,19 +36,28 @@ from llmbridge.log.streams import StreamLog
 from llmbridge.log.watching import RedisWatch
 from llmbridge.produce.append import Produce
 from llmbridge.produce.lost import LostProducers
+from llmbridge.produce.many import ProduceMany
 from llmbridge.produce.stop import Stop
+from llmbridge.rpc.deliveries import ProtoDeliveries
 from llmbridge.rpc.health import Health
 from llmbridge.rpc.lifecycle import ProtoFeedWire
 from llmbridge.rpc.limits import Limits
-from llmbridge.rpc.methods import Gate
+from llmbridge.rpc.methods import Gate, Methods
+from llmbridge.rpc.own_connections import OwnConnections
 from llmbridge.rpc.server import GrpcServer
 from llmbridge.rpc.services import SERVICES, UseCases, register_services
+from llmbridge.rpc.siblings import register_for_siblings
 from llmbridge.rpc.wire import ProtoWire
+from llmbridge.server.assignment import Place
 from llmbridge.server.http import http_gateway, private_socket
 from llmbridge.server.monitor import RedisMonitor
+from llmbridge.server.starting import CannotStart
+from llmbridge.server.worker_instance import WorkerInstance
 from llmbridge.settings import Settings
 from llmbridge.subscribe.subscriptions import Subscriptions
 from llmbridge.telemetry.tracing import tracing
+
+__all__ = ["REDIS_START_SECONDS", "Bridge", "CannotStart"]
 
 REDIS_START_SECONDS = 30.0
 """How long the start waits for a Redis that is not there yet."""
@@ -57,15 +67,21 @@ NEW_GROUP = GroupSettings(ack_deadline_ms=30_000, max_deliveries=5)
 logger = logging.getLogger(__name__)
 
 
-class CannotStart(Exception):
-    """The bridge can't start; the message says what to change."""
-
-
 class Bridge:
-    """One bridge process on one Redis."""
+    """One bridge process on one Redis. `place`: which worker of its instance it is; without, it is alone.
 
-    def __init__(self, settings: Settings, redis_url: str) -> None:
+    `tell_serving` is called whenever its health turns.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis_url: str,
+        place: Place | None = None,
+        tell_serving: Callable[[bool], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
+        self._place = place
         keys = Keys(settings.key_prefix, settings.partitions)
         acks = ReplicaAcks(settings.replica_acks, settings.replica_ack_timeout_ms)
         try:
@@ -95,7 +111,12 @@ class Bridge:
         self._partition_record = PartitionRecord(self._commands, keys, settings.max_retention_ms)
         self._fanout = Fanout(log_reader, self._wake_ups, wire, settings.redis_poll_delay, settings.redis_timeout_ms)
         self._connections = Connections(
-            settings.heartbeat_ms, settings.connection_cleanup_interval, settings.max_readers, settings.max_consumers
+            settings.heartbeat_ms,
+            settings.connection_cleanup_interval,
+            settings.max_readers,
+            settings.max_consumers,
+            worker=place.worker if place else 0,
+            instance_id=place.instance_id if place else "",
         )
         self._lost_producers = LostProducers(
             OpenStreams(self._commands, keys),
@@ -105,10 +126,14 @@ class Bridge:
             settings.producer_lost_ms,
             time.monotonic,
         )
+        produce = Produce(self._append_log, wire)
         self._use_cases = UseCases(
-            produce=Produce(self._append_log, wire),
+            produce=produce,
+            produce_many=ProduceMany(produce, self._append_log, Ends(self._wake_ups)),
             stop=Stop(seal_log, wire),
-            subscriptions=Subscriptions(self._connections, self._fanout, log_reader, keys, wire, settings.heartbeat_ms),
+            subscriptions=Subscriptions(
+                self._connections, self._fanout, log_reader, keys, wire, ProtoDeliveries(), settings.heartbeat_ms
+            ),
             members=Members(
                 self._connections,
                 group_log,
@@ -145,13 +170,14 @@ class Bridge:
             consumer_group=settings.consumer_group,
         )
         self._gate = Gate()
-        self._health = Health(SERVICES)
+        self._health = Health(SERVICES, tell_serving)
+        self._instance = WorkerInstance(place, self._health, self._connections)
         self._monitor = RedisMonitor(RedisWatch(self._commands), self._health.set_serving)
 
     @property
     def idle(self) -> bool:
-        """Whether no call is attached and no stream followed."""
-        return len(self._connections) == 0 and self._fanout.tails == 0
+        """Whether no call is attached or open and no stream followed."""
+        return len(self._connections) == 0 and self._fanout.tails == 0 and self._use_cases.produce_many.idle
 
     async def run(
         self,
@@ -167,22 +193,15 @@ class Bridge:
         with tracing(self._settings.otlp_endpoint) as interceptors:
             async with self._background():
                 await self._wait_for_redis()
-                server = GrpcServer(interceptors)
-                register_services(
-                    server.grpc,
-                    self._use_cases,
-                    self._gate,
-                    self._health,
-                    self._limits,
-                    self._settings.producer_lost_ms,
-                )
+                server = GrpcServer(interceptors, shares_port=self._place is not None)
+                self._register(server)
                 try:
                     port = server.listen(self._settings.host, self._settings.port)
                 except OSError as error:
                     raise CannotStart(f"LLMBRIDGE_HOST, LLMBRIDGE_PORT: {error}") from None
                 await self._monitor.check()
-                async with private_socket() as socket:
-                    if self._settings.http_port is not None:
+                async with self._private_socket() as socket, self._instance.siblings.open():
+                    if socket:
                         server.listen_privately(socket)
                     async with server.serving():
                         announce(port)
@@ -199,12 +218,33 @@ class Bridge:
             await stop.wait()
             return limit_ms
         # What the gateway's requests still have to store, the bridge must take: it drains after them, in what is left.
-        async with http_gateway(self._settings, socket, limit_ms // 2) as http_port:
+        async with http_gateway(self._settings, socket, limit_ms // 2, self._instance.of_gateways) as http_port:
             announce_http(http_port)
             await stop.wait()
             clock = asyncio.get_running_loop().time
             begun = clock()
         return max(limit_ms / 2, limit_ms - (clock() - begun) * 1000)
+
+    def _register(self, server: GrpcServer) -> None:
+        methods = Methods(self._gate, self._limits)
+        siblings = self._instance.siblings
+        register_services(
+            server.grpc,
+            self._use_cases,
+            siblings,
+            methods,
+            self._health,
+            self._limits,
+            self._settings.producer_lost_ms,
+        )
+        if self._place is not None:
+            register_for_siblings(server.grpc, methods, OwnConnections(self._connections), self._instance.report)
+
+    def _private_socket(self) -> AbstractAsyncContextManager[str]:
+        """Give the address for siblings and the gateway in this process, empty where there are neither."""
+        if self._place is not None:
+            return nullcontext(self._place.socket)
+        return nullcontext("") if self._settings.http_port is None else private_socket()
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
@@ -246,6 +286,7 @@ class Bridge:
         logger.info("draining: %d connections", len(self._connections))
         self._gate.close()
         self._connections.drain()
+        self._use_cases.produce_many.drain()
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await self._health.drain()

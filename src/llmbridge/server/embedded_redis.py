@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,14 +23,11 @@ from urllib.parse import quote
 from llmbridge.server import redis_guard
 from llmbridge.server.redis_binary import EmbeddedRedisError, RedisServerBinary, Version, find_redis_server
 from llmbridge.server.redis_data import RedisLog, locked, prepare_data_directory
+from llmbridge.server.run_directory import make_run_directory
 
 __all__ = ["EmbeddedRedis", "EmbeddedRedisError", "RedisServerBinary", "embedded_redis", "find_redis_server"]
 
 _SOCKET_NAME: Final = "redis.sock"
-_RUN_DIRECTORY_PREFIX: Final = "llmbridge-"
-_RANDOM_BYTES_OF_MKDTEMP: Final = 8
-_MAX_SOCKET_PATH_BYTES: Final = 100
-"""macOS allows 103 bytes, Linux 107."""
 _POLL_S: Final = 0.02
 _LOCK_WAIT_MARGIN_S: Final = 5.0
 _GUARD_START_S: Final = 30.0
@@ -97,7 +93,7 @@ async def embedded_redis(
     does not start, with its last words.
     """
     server = await asyncio.to_thread(find_redis_server) if binary is None else binary
-    run_directory = _make_run_directory()
+    run_directory = make_run_directory(_SOCKET_NAME)
     try:
         data = prepare_data_directory(data_dir or run_directory / "data", server)
         socket_path = run_directory / _SOCKET_NAME
@@ -112,15 +108,6 @@ async def embedded_redis(
     finally:
         # The guard has done this, unless it never ran or was killed; should it still be at it, the two get along.
         await asyncio.to_thread(shutil.rmtree, run_directory, ignore_errors=True)
-
-
-def _make_run_directory() -> Path:
-    """Make the directory of socket and configuration: private (mkdtemp makes it 0700), with a short enough path."""
-    below = len(f"/{_RUN_DIRECTORY_PREFIX}/{_SOCKET_NAME}") + _RANDOM_BYTES_OF_MKDTEMP
-    parent = tempfile.gettempdir()
-    if len(os.fsencode(parent)) + below > _MAX_SOCKET_PATH_BYTES:
-        parent = "/tmp"  # noqa: S108 - only as the parent of a directory that mkdtemp makes
-    return Path(tempfile.mkdtemp(prefix=_RUN_DIRECTORY_PREFIX, dir=parent))
 
 
 def _config(socket_path: Path, data: Path, extra_config: Mapping[str, str]) -> str:

@@ -5,12 +5,13 @@ Knows nothing of what the gateway serves.
 
 import asyncio
 import logging
+import shutil
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
+from llmbridge.gateway.instance import Instance
+from llmbridge.server.run_directory import make_run_directory
 from llmbridge.settings import Settings
 
 __all__ = ["DEFAULT_HTTP_PORT", "HttpCannotStart", "http_gateway", "private_socket", "run_gateway"]
@@ -28,15 +29,21 @@ class HttpCannotStart(Exception):
 @asynccontextmanager
 async def private_socket() -> AsyncIterator[str]:
     """Give the address of a Unix socket that only this user can reach, for the gateway in the bridge's own process."""
-    with tempfile.TemporaryDirectory(prefix="llmbridge-", ignore_cleanup_errors=True) as directory:
-        yield f"unix:{Path(directory) / 'bridge.sock'}"
+    directory = make_run_directory("bridge.sock")
+    try:
+        yield f"unix:{directory / 'bridge.sock'}"
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @asynccontextmanager
-async def http_gateway(settings: Settings, target: str, drain_timeout_ms: int) -> AsyncIterator[int]:
+async def http_gateway(
+    settings: Settings, target: str, drain_timeout_ms: int, instance: Instance | None = None
+) -> AsyncIterator[int]:
     """Serve HTTP for the bridge at `target` while the block lasts, and give the port; at its end drain.
 
-    Raises HttpCannotStart.
+    `instance`: what the bridge's workers know together; without it the gateway is a process of its own. Raises
+    HttpCannotStart.
     """
     try:
         from llmbridge.gateway.access import OpenAccess
@@ -52,6 +59,7 @@ async def http_gateway(settings: Settings, target: str, drain_timeout_ms: int) -
     options = Options(
         http_host=settings.http_host,
         http_port=DEFAULT_HTTP_PORT if settings.http_port is None else settings.http_port,
+        shares_port=instance is not None and instance.workers > 1,
         http_cors_origins=settings.cors_origins,
         http_max_body_bytes=settings.http_max_body_bytes,
         http_max_header_bytes=settings.http_max_header_bytes,
@@ -71,8 +79,10 @@ async def http_gateway(settings: Settings, target: str, drain_timeout_ms: int) -
         listener = listen(options)
     except OSError as error:
         raise HttpCannotStart(f"LLMBRIDGE_HTTP_HOST, LLMBRIDGE_HTTP_PORT: {error}") from None
-    async with Link.open(target) as link, serving(Gateway(link, options, OpenAccess()), listener) as port:
-        yield port
+    async with Link.open(target) as link:
+        gateway = Gateway(link, options, OpenAccess(), instance or Instance())
+        async with serving(gateway, listener) as port:
+            yield port
 
 
 async def run_gateway(settings: Settings, target: str, announce: Callable[[int], None]) -> None:

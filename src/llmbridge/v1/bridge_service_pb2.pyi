@@ -462,7 +462,9 @@ class ProduceManyRequest(_message.Message):
 
     @_builtins.property
     def stops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers of writers that are done, and free for others; looked at after the appends. The streams stay as they are."""
+        """Numbers of writers that are done, and free for others; looked at after the appends. The streams stay as they are. Unknown
+        numbers are no error.
+        """
 
     def __init__(
         self,
@@ -527,7 +529,7 @@ class WriterAppend(_message.Message):
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     APPEND_ID_FIELD_NUMBER: _builtins.int
     writer: _builtins.int
-    """Which writer's."""
+    """Which writer's. An unknown number is told by the receipt."""
     first_sequence: _builtins.int
     """As in ProduceRequest."""
     append_id: _builtins.int

@@ -127,11 +127,11 @@ class BridgeServiceServicer:
         for certain).
 
         The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
-        the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+        the client. A message may have 4,096 appends and 3 MiB, a call 16,384 writers. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
         appends without a receipt is unknown: send them again, with the same numbers, on another call.
 
-        Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
-        receipts: open another.
+        Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more of
+        something than may be; UNAVAILABLE DRAINING: open another. All of them come after the receipts of what was taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,11 +78,11 @@ class BridgeServiceStub:
     for certain).
 
     The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
-    the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+    the client. A message may have 4,096 appends and 3 MiB, a call 16,384 writers. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
     appends without a receipt is unknown: send them again, with the same numbers, on another call.
 
-    Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
-    receipts: open another.
+    Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more of
+    something than may be; UNAVAILABLE DRAINING: open another. All of them come after the receipts of what was taken.
     """
     SubscribeMany: _grpc.StreamStreamMultiCallable[_bridge_service_pb2.SubscribeManyRequest, _bridge_service_pb2.SubscribeManyResponse]
     """Reads many streams over one call: what a frontend's backend needs, which holds hundreds of readers. Subscriptions come and
@@ -161,11 +161,11 @@ class BridgeServiceAsyncStub(BridgeServiceStub):
     for certain).
 
     The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
-    the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+    the client. A message may have 4,096 appends and 3 MiB, a call 16,384 writers. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
     appends without a receipt is unknown: send them again, with the same numbers, on another call.
 
-    Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
-    receipts: open another.
+    Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more of
+    something than may be; UNAVAILABLE DRAINING: open another. All of them come after the receipts of what was taken.
     """
     SubscribeMany: _aio.StreamStreamMultiCallable[_bridge_service_pb2.SubscribeManyRequest, _bridge_service_pb2.SubscribeManyResponse]  # type: ignore[assignment]
     """Reads many streams over one call: what a frontend's backend needs, which holds hundreds of readers. Subscriptions come and
@@ -259,11 +259,11 @@ class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
         for certain).
 
         The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
-        the client. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
+        the client. A message may have 4,096 appends and 3 MiB, a call 16,384 writers. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
         appends without a receipt is unknown: send them again, with the same numbers, on another call.
 
-        Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after all
-        receipts: open another.
+        Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more of
+        something than may be; UNAVAILABLE DRAINING: open another. All of them come after the receipts of what was taken.
         """
 
     @_abc_1.abstractmethod

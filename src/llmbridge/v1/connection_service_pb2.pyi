@@ -98,7 +98,7 @@ class Connection(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     CONSUMER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Names it in this process."""
+    """Names it at this bridge."""
     transport: Global___Transport.ValueType
     """How it came here."""
     peer: _builtins.str
@@ -112,7 +112,7 @@ class Connection(_message.Message):
     cursor: _builtins.str
     """The last record handed to it; empty before the first, and for members and watchers."""
     lag: _builtins.int
-    """How many records the stream has after `cursor`, as far as this process knows; 0 for members and watchers (see GetGroup)."""
+    """How many records the stream has after `cursor`, as far as this bridge knows; 0 for members and watchers (see GetGroup)."""
     group: _builtins.str
     """The group it is a member of; empty for a reader."""
     consumer: _builtins.str
@@ -237,7 +237,7 @@ class CountConnectionsResponse(_message.Message):
     SESSION_COUNT_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     total: _builtins.int
-    """All of this process."""
+    """All of this bridge."""
     members: _builtins.int
     """How many of them are members of groups or watchers."""
     session_count: _builtins.int

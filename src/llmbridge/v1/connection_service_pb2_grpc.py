@@ -26,9 +26,10 @@ if _version_not_supported:
 
 
 class ConnectionServiceStub:
-    """The readers, group members and watchers attached to this bridge process, for operators.
+    """The readers, group members and watchers attached to this bridge, for operators.
 
-    Only of this process: each instance answers for itself.
+    Each instance answers for itself, with all its workers, whichever of them is asked. A worker that does not answer within 1 s is
+    left out of lists and counts.
     """
 
     def __init__(self, channel):
@@ -55,9 +56,10 @@ class ConnectionServiceStub:
 
 
 class ConnectionServiceServicer:
-    """The readers, group members and watchers attached to this bridge process, for operators.
+    """The readers, group members and watchers attached to this bridge, for operators.
 
-    Only of this process: each instance answers for itself.
+    Each instance answers for itself, with all its workers, whichever of them is asked. A worker that does not answer within 1 s is
+    left out of lists and counts.
     """
 
     def ListConnections(self, request, context):
@@ -73,7 +75,7 @@ class ConnectionServiceServicer:
     def CountConnections(self, request, context):
         """Counts connections, in all and per session.
 
-        Guarantee: one consistent view. Failures: none of its own.
+        Guarantee: a consistent view of each worker. Failures: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,7 +85,8 @@ class ConnectionServiceServicer:
         """Ends a connection. Its client gets ABORTED DISCONNECTED with its cursor, and comes back only if it chooses to.
 
         Guarantee: after OK the connection counts no more and holds nothing, even if its client takes nothing. Failures:
-        NOT_FOUND: no such connection in this process (also after a retry that succeeded).
+        NOT_FOUND: no such connection at this bridge (also after a retry that succeeded); UNAVAILABLE WORKER_UNAVAILABLE: its worker
+        does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,9 +119,10 @@ def add_ConnectionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ConnectionService:
-    """The readers, group members and watchers attached to this bridge process, for operators.
+    """The readers, group members and watchers attached to this bridge, for operators.
 
-    Only of this process: each instance answers for itself.
+    Each instance answers for itself, with all its workers, whichever of them is asked. A worker that does not answer within 1 s is
+    left out of lists and counts.
     """
 
     @staticmethod

@@ -27,9 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ConnectionServiceStub:
-    """The readers, group members and watchers attached to this bridge process, for operators.
+    """The readers, group members and watchers attached to this bridge, for operators.
 
-    Only of this process: each instance answers for itself.
+    Each instance answers for itself, with all its workers, whichever of them is asked. A worker that does not answer within 1 s is
+    left out of lists and counts.
     """
 
     @_typing.overload
@@ -45,20 +46,22 @@ class ConnectionServiceStub:
     CountConnections: _grpc.UnaryUnaryMultiCallable[_connection_service_pb2.CountConnectionsRequest, _connection_service_pb2.CountConnectionsResponse]
     """Counts connections, in all and per session.
 
-    Guarantee: one consistent view. Failures: none of its own.
+    Guarantee: a consistent view of each worker. Failures: none of its own.
     """
     DisconnectConnection: _grpc.UnaryUnaryMultiCallable[_connection_service_pb2.DisconnectConnectionRequest, _connection_service_pb2.DisconnectConnectionResponse]
     """Ends a connection. Its client gets ABORTED DISCONNECTED with its cursor, and comes back only if it chooses to.
 
     Guarantee: after OK the connection counts no more and holds nothing, even if its client takes nothing. Failures:
-    NOT_FOUND: no such connection in this process (also after a retry that succeeded).
+    NOT_FOUND: no such connection at this bridge (also after a retry that succeeded); UNAVAILABLE WORKER_UNAVAILABLE: its worker
+    does not answer.
     """
 
 @_typing.type_check_only
 class ConnectionServiceAsyncStub(ConnectionServiceStub):
-    """The readers, group members and watchers attached to this bridge process, for operators.
+    """The readers, group members and watchers attached to this bridge, for operators.
 
-    Only of this process: each instance answers for itself.
+    Each instance answers for itself, with all its workers, whichever of them is asked. A worker that does not answer within 1 s is
+    left out of lists and counts.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,19 +74,21 @@ class ConnectionServiceAsyncStub(ConnectionServiceStub):
     CountConnections: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.CountConnectionsRequest, _connection_service_pb2.CountConnectionsResponse]  # type: ignore[assignment]
     """Counts connections, in all and per session.
 
-    Guarantee: one consistent view. Failures: none of its own.
+    Guarantee: a consistent view of each worker. Failures: none of its own.
     """
     DisconnectConnection: _aio.UnaryUnaryMultiCallable[_connection_service_pb2.DisconnectConnectionRequest, _connection_service_pb2.DisconnectConnectionResponse]  # type: ignore[assignment]
     """Ends a connection. Its client gets ABORTED DISCONNECTED with its cursor, and comes back only if it chooses to.
 
     Guarantee: after OK the connection counts no more and holds nothing, even if its client takes nothing. Failures:
-    NOT_FOUND: no such connection in this process (also after a retry that succeeded).
+    NOT_FOUND: no such connection at this bridge (also after a retry that succeeded); UNAVAILABLE WORKER_UNAVAILABLE: its worker
+    does not answer.
     """
 
 class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The readers, group members and watchers attached to this bridge process, for operators.
+    """The readers, group members and watchers attached to this bridge, for operators.
 
-    Only of this process: each instance answers for itself.
+    Each instance answers for itself, with all its workers, whichever of them is asked. A worker that does not answer within 1 s is
+    left out of lists and counts.
     """
 
     @_abc_1.abstractmethod
@@ -106,7 +111,7 @@ class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_connection_service_pb2.CountConnectionsResponse, _abc.Awaitable[_connection_service_pb2.CountConnectionsResponse]]:
         """Counts connections, in all and per session.
 
-        Guarantee: one consistent view. Failures: none of its own.
+        Guarantee: a consistent view of each worker. Failures: none of its own.
         """
 
     @_abc_1.abstractmethod
@@ -118,7 +123,8 @@ class ConnectionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a connection. Its client gets ABORTED DISCONNECTED with its cursor, and comes back only if it chooses to.
 
         Guarantee: after OK the connection counts no more and holds nothing, even if its client takes nothing. Failures:
-        NOT_FOUND: no such connection in this process (also after a retry that succeeded).
+        NOT_FOUND: no such connection at this bridge (also after a retry that succeeded); UNAVAILABLE WORKER_UNAVAILABLE: its worker
+        does not answer.
         """
 
 def add_ConnectionServiceServicer_to_server(servicer: ConnectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -116,7 +116,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         {"group": "workers", "ack_deadline_ms": "30000", "max_deliveries": "5"}
     """
     ERROR_REASON_CONNECTION_NOT_FOUND: _ErrorReason.ValueType  # 21
-    """NOT_FOUND. This bridge process has no such connection: it ended, or is at another instance.
+    """NOT_FOUND. This bridge has no such connection: it ended, or is at another instance.
         {"connection_id": "5f0c…"}
     """
     ERROR_REASON_DISCONNECTED: _ErrorReason.ValueType  # 22
@@ -128,6 +128,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE, with RetryInfo. The client took nothing for so long (CONNECTION_CLEANUP_INTERVAL) that the bridge let go of the call.
     Nothing is lost: go on from the last cursor received.
         {}
+    """
+    ERROR_REASON_WORKER_UNAVAILABLE: _ErrorReason.ValueType  # 24
+    """UNAVAILABLE, with RetryInfo. The worker process of this bridge that has what was asked about does not answer.
+        {"worker": "2"}
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -230,7 +234,7 @@ ERROR_REASON_GROUP_SETTINGS_DIFFER: ErrorReason.ValueType  # 20
     {"group": "workers", "ack_deadline_ms": "30000", "max_deliveries": "5"}
 """
 ERROR_REASON_CONNECTION_NOT_FOUND: ErrorReason.ValueType  # 21
-"""NOT_FOUND. This bridge process has no such connection: it ended, or is at another instance.
+"""NOT_FOUND. This bridge has no such connection: it ended, or is at another instance.
     {"connection_id": "5f0c…"}
 """
 ERROR_REASON_DISCONNECTED: ErrorReason.ValueType  # 22
@@ -242,5 +246,9 @@ ERROR_REASON_CONNECTION_IDLE: ErrorReason.ValueType  # 23
 """UNAVAILABLE, with RetryInfo. The client took nothing for so long (CONNECTION_CLEANUP_INTERVAL) that the bridge let go of the call.
 Nothing is lost: go on from the last cursor received.
     {}
+"""
+ERROR_REASON_WORKER_UNAVAILABLE: ErrorReason.ValueType  # 24
+"""UNAVAILABLE, with RetryInfo. The worker process of this bridge that has what was asked about does not answer.
+    {"worker": "2"}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -2,7 +2,7 @@
 //
 //     node use_chat.mjs <major version of ai> <url of the gateway> <chat id> <messages the page was loaded with, JSON>
 //
-// Says each state as a line of JSON. Reads commands, one line each: {"do": "send" | "stop" | "resume" | "unmount", …}.
+// Says each state as a line of JSON. Reads commands, one line each: {"do": "send" | "stop" | "resume" | "output" | …, …}.
 import { createInterface } from "node:readline";
 
 import { JSDOM } from "jsdom";
@@ -58,6 +58,10 @@ for await (const line of createInterface({ input: process.stdin })) {
     say({ stopped: await response.json() });
   } else if (command.do === "resume") {
     void chat.resumeStream();
+  } else if (command.do === "take the half away") {
+    const [last, ...before] = chat.messages.toReversed();
+    const parts = last.parts.slice(0, last.parts.findLastIndex((part) => part.type === "step-start"));
+    chat.setMessages([...before.toReversed(), { ...last, parts }]);
   } else if (command.do === "output") {
     void chat.addToolOutput({ tool: command.tool, toolCallId: command.toolCallId, output: command.output });
   }

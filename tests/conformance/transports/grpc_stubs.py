@@ -37,11 +37,20 @@ _OPTIONS = (
 )
 
 
+def open_channel(instance: Instance) -> grpc.aio.Channel:
+    """Open a connection of its own."""
+    return grpc.aio.insecure_channel(instance.address, options=list(_OPTIONS))
+
+
 class GrpcTransport:
     """One channel with one connection."""
 
+    shows_heartbeats = True
+    tells_what_was_not_said = True
+    buffered_bytes = 200_000
+
     def __init__(self, instance: Instance) -> None:
-        self._channel = grpc.aio.insecure_channel(instance.address, options=list(_OPTIONS))
+        self._channel = open_channel(instance)
         self._stubs = [stub(self._channel) for stub in _STUBS]
 
     async def call(self, request: Message, timeout: float) -> Any:
@@ -49,14 +58,14 @@ class GrpcTransport:
         try:
             return await method(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise CallFailed(_refusal(error)) from None
+            raise CallFailed(refusal_of_call(error)) from None
 
     async def call_with_garbage(self) -> None:
         method: Any = self._channel.unary_unary("/llmbridge.v1.BridgeService/Produce")
         try:
             await method(b"\xff", timeout=10)
         except grpc.aio.AioRpcError as error:
-            raise CallFailed(_refusal(error)) from None
+            raise CallFailed(refusal_of_call(error)) from None
 
     def subscribe(self, request: SubscribeRequest) -> Incoming[SubscribeResponse]:
         return _Reading(self._method("Subscribe")(request))
@@ -84,13 +93,13 @@ class _Reading(Generic[MessageT]):
             if self._call.done() and await self._call.code() is not grpc.StatusCode.OK:
                 await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise CallFailed(_refusal(error)) from None
+            raise CallFailed(refusal_of_call(error)) from None
 
     async def read(self) -> MessageT | None:
         try:
             message: Any = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise CallFailed(_refusal(error)) from None
+            raise CallFailed(refusal_of_call(error)) from None
         return None if message is grpc.aio.EOF else message
 
     async def cancel(self) -> None:
@@ -104,24 +113,29 @@ class _Reading(Generic[MessageT]):
                 raise
 
 
-def _refusal(error: grpc.aio.AioRpcError) -> Refusal:
-    trailers = dict(error.trailing_metadata() or ())
-    raw = trailers.get("grpc-status-details-bin", b"")
-    assert isinstance(raw, bytes)
-    status, info, retry = Status.FromString(raw), ErrorInfo(), RetryInfo()
-    if raw:
-        assert status.code == error.code().value[0], "the details have another code than the status"
-        assert status.message == error.details(), "the details have another message than the status"
+def refusal_of(code: grpc.StatusCode, message: str, details: bytes, trailing_cursor: str | None = None) -> Refusal:
+    """Read how something failed; `details` is an encoded google.rpc.Status, or nothing where a connection broke."""
+    status, info, retry = Status.FromString(details), ErrorInfo(), RetryInfo()
+    if details:
+        assert status.code == code.value[0], "the details have another code than the status"
+        assert status.message == message, "the details have another message than the status"
         assert any(detail.Unpack(info) for detail in status.details), "the details have no ErrorInfo"
         assert info.reason.startswith("ERROR_REASON_")
     has_retry = any(detail.Unpack(retry) for detail in status.details)
-    cursor = trailers.get("llmbridge-cursor")
     return Refusal(
-        code=error.code().name,
-        message=error.details() or "",
+        code=code.name,
+        message=message,
         domain=info.domain,
         reason=info.reason.removeprefix("ERROR_REASON_"),
         metadata=dict(info.metadata),
         retry_ms=retry.retry_delay.ToMilliseconds() if has_retry else None,
-        trailing_cursor=cursor if isinstance(cursor, str) else None,
+        trailing_cursor=trailing_cursor,
     )
+
+
+def refusal_of_call(error: grpc.aio.AioRpcError) -> Refusal:
+    """Read how a call ended."""
+    trailers = dict(error.trailing_metadata() or ())
+    details, cursor = trailers.get("grpc-status-details-bin", b""), trailers.get("llmbridge-cursor")
+    assert isinstance(details, bytes)
+    return refusal_of(error.code(), error.details() or "", details, cursor if isinstance(cursor, str) else None)

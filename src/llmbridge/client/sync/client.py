@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from llmbridge.client import client as asyncio_client
+from llmbridge.client.connection import DEFAULT_LINGER
 from llmbridge.client.reader import SubscriptionOptions
 from llmbridge.client.retry import RetryPolicy
 from llmbridge.client.sync.admin import StreamAdmin
@@ -38,9 +39,11 @@ class Client:
     ClientClosed. Ctrl-C is raised where the main thread waits, once what it waited for has been cancelled.
     """
 
-    def __init__(self, address: str = "127.0.0.1:50051", *, retry: RetryPolicy = _DEFAULT_RETRY) -> None:
+    def __init__(
+        self, address: str = "127.0.0.1:50051", *, retry: RetryPolicy = _DEFAULT_RETRY, linger: float = DEFAULT_LINGER
+    ) -> None:
         self.address = address
-        self._client = asyncio_client.Client(address, retry=retry)
+        self._client = asyncio_client.Client(address, retry=retry, linger=linger)
         self._open_thread: LoopThread | None = None
 
     def __enter__(self) -> Self:

@@ -1,15 +1,24 @@
 -- Appends to many streams in one call, each with an outcome of its own. The rules are sequencing.py's decision table.
--- KEYS: for each append: log, open index, session index, lifecycle feed
--- ARGV: retention_ms, max_length, wake_bytes, max_stream_tokens, then for each append: open member, session member, first,
---       tokens, finish reason ('' for none), epoch, producer id, checksum, fragment, the completion's own fragment ('' for none)
--- Answers for each: {decision, …}
+-- KEYS: for each append the log; and for one that may create or end its stream the open index, session index and lifecycle feed
+-- ARGV: retention_ms, max_length, wake_bytes, max_stream_tokens, then for each append: first, stamp ('<checksum> <epoch> <id>'),
+--       fragment, kind: '' for a single token, '<tokens> <last token's sequence>' for several; or '+' for one that may create or end its
+--       stream, or be too long for it, followed by tokens, open member, session member, finish reason ('' for none), the completion's own
+--       fragment
+-- Answers for each: the cursor where it was stored, else {decision, …}
+local call, sha1hex, sub, find, match = redis.call, redis.sha1hex, string.sub, string.find, string.match
+local KEYS, ARGV = KEYS, ARGV
 local defaults = {
   retention_ms = tonumber(ARGV[1]),
   max_length = tonumber(ARGV[2]),
   wake_bytes = tonumber(ARGV[3]),
 }
 local max_stream_tokens = tonumber(ARGV[4])
-local KEYS_EACH, ARGS_COMMON, ARGS_EACH = 4, 4, 10
+local retention_ms, wake_bytes, no_trimming = defaults.retention_ms, defaults.wake_bytes, defaults.max_length == 0
+local now_ms = math.floor(now_us() / 1000)
+local now_text = whole(now_ms)
+local now_between = ' ' .. now_text .. ' '
+-- Whoever was stored since then needs no renewal, see expire_log.
+local renewed_from = retention_ms < LONG_MS and now_ms + 1 or now_ms - now_ms % RENEWAL_MS
 
 local function stored(keys, last, request, first)
   local sequence = first + request.count - 1
@@ -27,7 +36,7 @@ local function stored(keys, last, request, first)
       by = 'producer', finish_reason = request.finish_reason, completion = request.completion,
     } or nil,
   }, defaults)
-  return {'appended', incarnation, whole(sequence), checksum}
+  return incarnation .. '-' .. whole(sequence) .. '-' .. checksum
 end
 
 -- The cursor of a record that is stored already needs the checksum of the entry that holds it; 00000000 where that entry
@@ -42,7 +51,7 @@ local function duplicate(keys, last, request, compare)
     return {'conflict', whole(request.first)}
   end
   wake_readers_again(keys.log)
-  return {'duplicate', last.incarnation, whole(sequence), checksum}
+  return {'duplicate', last.incarnation .. '-' .. whole(sequence) .. '-' .. checksum}
 end
 
 local function sealed(keys, last, request, same_producer)
@@ -58,8 +67,7 @@ local function sealed(keys, last, request, same_producer)
   return {'completed', fields.f, fields.s}
 end
 
-local function append(keys, request)
-  local last = last_entry(keys.log)
+local function append(keys, last, request)
   if not last then
     if request.first > 1 then
       return {'gap', '1'}
@@ -77,7 +85,11 @@ local function append(keys, request)
   end
   local next_sequence = last.sequence + 1
   if request.first == 0 or request.first == next_sequence then
-    return stored(keys, last, request, next_sequence)
+    local answer = stored(keys, last, request, next_sequence)
+    if last_epoch and not same_producer and type(answer) == 'string' then
+      tell_producers(keys.log, 'fenced', whole(request.epoch) .. ' ' .. request.id)
+    end
+    return answer
   end
   if not same_producer or request.first > last.sequence then
     return {'gap', whole(next_sequence)}
@@ -91,28 +103,83 @@ local function append(keys, request)
   return duplicate(keys, last, request, true)
 end
 
-local outcomes = {}
-for i = 1, #KEYS / KEYS_EACH do
-  local key, arg = (i - 1) * KEYS_EACH, ARGS_COMMON + (i - 1) * ARGS_EACH
-  local keys = {
-    log = KEYS[key + 1], open_index = KEYS[key + 2], session_index = KEYS[key + 3], feed = KEYS[key + 4],
-    open_member = ARGV[arg + 1], session_member = ARGV[arg + 2],
-  }
-  local tokens, finish_reason = tonumber(ARGV[arg + 4]), ARGV[arg + 5]
-  local ok, outcome = pcall(append, keys, {
-    first = tonumber(ARGV[arg + 3]),
-    tokens = tokens,
-    finish_reason = finish_reason,
-    count = tokens + (finish_reason ~= '' and 1 or 0),
-    epoch = tonumber(ARGV[arg + 6]),
-    id = ARGV[arg + 7],
-    checksum = ARGV[arg + 8],
-    fragment = ARGV[arg + 9],
-    completion = ARGV[arg + 10],
+-- What nearly every append is: the next tokens of an open stream, by its producer, with nothing about the stream that is not as usual.
+-- Stores it as `store` does, with as few operations as there can be, or does nothing and answers nil. `last` is the entry as Redis gives it.
+local function append_next(log, last, first, stamp, fragment, kind)
+  local last_id, fields = last[1], last[2]
+  -- n, b and i alone: not sealed, no retention or limit of its own.
+  if #fields ~= 6 then
+    return nil
+  end
+  local dash = find(last_id, '-', 1, true)
+  local t, before, largest, most, by = match(fields[6], '^(%d+) (%x+) (%d+) (%d+) %x+(.*)$')
+  if by ~= sub(stamp, 9) or sub(last_id, dash + 1) + 1 ~= first + 0 then
+    return nil
+  end
+  local tokens, last_token = '1', first
+  if kind ~= '' then
+    tokens, last_token = match(kind, '^(%d+) (%d+)$')
+    if tokens + 0 > most + 0 then
+      most = tokens
+    end
+  end
+  if #fragment > largest + 0 then
+    largest = #fragment
+  end
+  local chained = sub(sha1hex(before .. sub(stamp, 1, 8)), 1, 8)
+  local id = sub(last_id, 1, dash) .. last_token
+  call(
+    'XADD', log, id, 'n', tokens, 'b', fragment,
+    'i', now_text .. ' ' .. chained .. ' ' .. largest .. ' ' .. most .. ' ' .. stamp
+  )
+  if t + 0 < renewed_from or t + 0 > now_ms then
+    expire_log(log, retention_ms, now_ms, t + 0)
+  end
+  wake_readers(
+    log,
+    sub(last_id, 1, dash - 1) .. ' ' .. first .. ' ' .. last_token .. now_between .. chained .. ' ' .. before .. ' 0'
+      .. (#fragment > wake_bytes and '' or '\n' .. fragment)
+  )
+  return id .. '-' .. chained
+end
+
+local function append_any(key, arg)
+  local log, first, stamp, fragment, kind = KEYS[key], ARGV[arg], ARGV[arg + 1], ARGV[arg + 2], ARGV[arg + 3]
+  local found = call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  if found and kind ~= '+' and no_trimming then
+    local answer = append_next(log, found, first, stamp, fragment, kind)
+    if answer then
+      return answer
+    end
+  end
+  local keys, tokens, finish_reason, completion = {log = log}, 1, '', ''
+  if kind == '+' then
+    keys.open_index, keys.session_index, keys.feed = KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
+    tokens, keys.open_member, keys.session_member = tonumber(ARGV[arg + 4]), ARGV[arg + 5], ARGV[arg + 6]
+    finish_reason, completion = ARGV[arg + 7], ARGV[arg + 8]
+  elseif kind ~= '' then
+    tokens = tonumber(match(kind, '^%d+'))
+  end
+  local checksum, epoch, id = match(stamp, '^(%x+) (%d+) (.*)$')
+  return append(keys, found and decoded(found), {
+    first = tonumber(first), tokens = tokens, count = tokens + (finish_reason ~= '' and 1 or 0), epoch = tonumber(epoch), id = id,
+    checksum = checksum, fragment = fragment, finish_reason = finish_reason, completion = completion,
   })
+end
+
+local outcomes = {}
+local key, arg, all, i = 1, 5, #KEYS, 0
+while key <= all do
+  local ok, outcome = pcall(append_any, key, arg)
   if not ok then
     outcome = {'failed', type(outcome) == 'table' and outcome.err or tostring(outcome)}
   end
+  i = i + 1
   outcomes[i] = outcome
+  if ARGV[arg + 3] == '+' then
+    key, arg = key + 4, arg + 9
+  else
+    key, arg = key + 1, arg + 4
+  end
 end
 return outcomes

@@ -29,5 +29,5 @@ end
 local ttl_ms = tonumber(fields.r or retention_ms)
 redis.call('HSET', kept_alive, open_member, whole(math.floor(now_us() / 1000)))
 expire_not_before(kept_alive, ttl_ms)
-redis.call('PEXPIRE', log, whole(ttl_ms))
+expire_log(log, ttl_ms, now_us() / 1000)
 return {'kept'}

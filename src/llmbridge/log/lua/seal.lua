@@ -32,4 +32,5 @@ local incarnation, log_checksum = store(keys, last, {
   seal = {by = sealer, finish_reason = finish_reason, completion = fragment},
 }, {retention_ms = ARGV[3], max_length = ARGV[4], wake_bytes = tonumber(ARGV[5])})
 redis.call('HDEL', kept_alive, keys.open_member)
+tell_producers(keys.log, 'completed', finish_reason .. ' ' .. sealer)
 return {'sealed_now', incarnation, whole(sequence), log_checksum, finish_reason, sealer}

@@ -15,9 +15,14 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- One time for all that a script does.
+local began_us
 local function now_us()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+  if not began_us then
+    local time = redis.call('TIME')
+    began_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  end
+  return began_us
 end
 
 local function decoded(entry)
@@ -49,6 +54,18 @@ local INDEX_OUTLIVES_MS = 600000
 local function expire_not_before(key, ttl_ms)
   if redis.call('PTTL', key) < ttl_ms + INDEX_OUTLIVES_MS then
     redis.call('PEXPIRE', key, whole(ttl_ms + INDEX_OUTLIVES_MS))
+  end
+end
+
+-- A stream lives for its retention after its last entry; where that is long, up to a minute longer, so that it need be renewed
+-- only by the first append of each minute. What is renewed in a minute lasts for all that is appended in it.
+local LONG_MS, RENEWAL_MS = 3600000, 60000
+
+local function expire_log(log, retention_ms, now_ms, last_ms)
+  if retention_ms < LONG_MS then
+    redis.call('PEXPIRE', log, whole(retention_ms))
+  elseif not last_ms or math.floor(now_ms / RENEWAL_MS) ~= math.floor(last_ms / RENEWAL_MS) then
+    redis.call('PEXPIRE', log, whole(retention_ms + RENEWAL_MS))
   end
 end
 
@@ -98,6 +115,13 @@ local function record(keys, now_ms, keep_ms, expire_ms, events)
   wake_readers(feed, '')
 end
 
+-- Tells producers that their stream was sealed or taken over, see ends.py: 'completed <open member> <finish reason> <sealer>' or
+-- 'fenced <open member> <epoch> <producer id>'.
+local function tell_producers(log, what, how)
+  local prefix, tag, open_member = string.match(log, '^(.*):stream:({%d+}):(.*)$')
+  wake_readers(prefix .. ':ends:' .. tag, what .. ' ' .. open_member .. ' ' .. how)
+end
+
 -- Stores one entry with all that must happen with it; `last` is the stream's last entry, nil to create the stream.
 --   entry: count, fragment, checksum, sequence (of its last record), epoch and id (nil: as before), and where it ends the stream
 --   seal: by, finish_reason, completion (the fragment of it alone, for the lifecycle feed)
@@ -136,7 +160,7 @@ local function store(keys, last, entry, defaults)
   redis.call('XADD', keys.log, incarnation .. '-' .. whole(entry.sequence), unpack(fields))
 
   retention_ms = tonumber(retention_ms or defaults.retention_ms)
-  redis.call('PEXPIRE', keys.log, whole(retention_ms))
+  expire_log(keys.log, retention_ms, tonumber(now_ms), tonumber(before.t))
   if not last then
     redis.call('ZADD', keys.session_index, incarnation, keys.session_member)
     expire_not_before(keys.session_index, retention_ms)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 Address = tuple[str, int]
 
+NOWHERE: Address = ("127.0.0.1", 0)
+"""A target that never listens: connections are accepted and then reset."""
+
 _CHUNK_BYTES = 65_536
 _CONNECT_SECONDS = 5.0
 # SO_LINGER with no time: closing throws away what is unsent and answers with RST.
@@ -63,6 +66,11 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, for what speaks HTTP."""
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -209,3 +217,8 @@ async def proxy_to(target: Address) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         await proxy.stop()
+
+
+def local(port: int) -> Address:
+    """Name a port of this machine."""
+    return "127.0.0.1", port
