@@ -1,5 +1,8 @@
 """Processor time and memory of server processes, their children included. Knows nothing of what they do."""
 
+import platform
+import time
+
 import psutil
 
 
@@ -9,13 +12,22 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Seconds of processor time, user and system, that a process and its children, ended ones too, have used."""
-    total = 0.0
-    for process in _tree(pid):
-        times = process.cpu_times()
-        # children_* holds only children that were waited for, so living ones are not counted twice.
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+    """Seconds of processor time, user and system, that a process and its living children have used.
+
+    Raises NoSuchProcess.
+    """
+    return sum(_seconds(process) for process in _tree(pid))
+
+
+def _seconds(process: psutil.Process) -> float:
+    if platform.system() == "Linux":
+        # What clock_getcpuclockid(3) gives: counts in ns. The times under /proc count in steps of 10 ms.
+        try:
+            return time.clock_gettime((~process.pid << 3) | 2)
+        except OSError as error:
+            raise psutil.NoSuchProcess(process.pid) from error
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def cores() -> int:

@@ -36,6 +36,8 @@ class Metric(StrEnum):
     DELIVERY_P50_MS = "delivery_p50_ms"
     """From just before the producer's call to the reader's receipt, ms."""
     DELIVERY_P99_MS = "delivery_p99_ms"
+    BEHIND_MS = "behind_ms"
+    """How late the engine step that was latest began: the load processes, or the service, did not keep up."""
     READER_KIB = "kib_per_reader"
     """Resident memory of the service that each idle reader adds, KiB."""
     REDIS_CONNECTIONS = "redis_connections"
@@ -53,3 +55,11 @@ def percentile_ms(latencies_us: Sequence[int], percent: float) -> float:
 def medians(runs: Sequence[Figures]) -> dict[Metric, float]:
     """Each figure's median over repeated runs, all of which must hold the same figures."""
     return {metric: statistics.median(run[metric] for run in runs) for metric in runs[0]}
+
+
+def number(value: float | None) -> str:
+    """As reports write it: three significant digits, at least, and no exponent; a dash where nothing was measured."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    return f"{value:.0f}" if size >= 100 or value == int(value) else f"{value:.1f}" if size >= 10 else f"{value:.2f}"

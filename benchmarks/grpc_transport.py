@@ -3,15 +3,16 @@
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from typing import cast
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Self, cast
 
 import grpc
 from grpc import aio
 
 from benchmarks.rounds import Reading
 from benchmarks.tokens import DeliveryError
+from benchmarks.transport import Reader, Transport
 from llmbridge.v1 import (
     bridge_service_pb2,
     bridge_service_pb2_grpc,
@@ -27,7 +28,7 @@ MAX_OUTSTANDING_TOKENS = 10_000
 MAX_IDS = 1_000
 
 
-class GrpcTransport:
+class GrpcTransport(Transport):
     """Calls on one or more channels, taken in turn."""
 
     def __init__(self, channels: Sequence[aio.Channel]) -> None:
@@ -35,7 +36,7 @@ class GrpcTransport:
         self._stubs = itertools.cycle([bridge_service_pb2_grpc.BridgeServiceStub(channel) for channel in channels])
 
     @classmethod
-    async def connect(cls, target: str, channels: int) -> "GrpcTransport":
+    async def connect(cls, target: str, channels: int) -> Self:
         """Opens the channels and waits until all are connected. Raises TimeoutError."""
         # Without a pool of its own, channels of one process to the same target share one connection.
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -49,11 +50,14 @@ class GrpcTransport:
             raise
         return transport
 
-    async def produce(self, stream: str, first_sequence: int, tokens: Sequence[str], *, final: bool) -> None:
+    async def produce(
+        self, stream: str, first_sequence: int, tokens: Sequence[str], *, final: bool, awaited: bool = True
+    ) -> None:
         """Appends with one Produce call, numbered as a careful client does."""
+        assert awaited, "this is what a call by itself costs"
         request = bridge_service_pb2.ProduceRequest(
             tokens=[token_pb2.Token(text=text) for text in tokens],
-            stream=_ref(stream),
+            stream=stream_ref(stream),
             first_sequence=first_sequence,
             producer_epoch=1,
             producer_id="bench",
@@ -65,20 +69,16 @@ class GrpcTransport:
         if response.last_sequence != last or response.duplicate:
             raise DeliveryError(f"stream {stream}: record {last} was answered with {response}")
 
-    async def read(self, stream: str, reading: Reading, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
+    async def read(self, stream: str, reading: Reading, reader: Reader) -> None:
         """Reads with one Subscribe call; heartbeats are passed over. Each read by group makes a group of its own."""
-        request = bridge_service_pb2.SubscribeRequest(stream=_ref(stream))
+        request = bridge_service_pb2.SubscribeRequest(stream=stream_ref(stream))
         if reading is not Reading.CURSOR:
             request.group.name = secrets.token_hex(8)
             request.group.max_outstanding_tokens = MAX_OUTSTANDING_TOKENS
         if reading is Reading.EXPLICIT:
             request.group.acknowledgement = bridge_service_pb2.ACKNOWLEDGEMENT_EXPLICIT
-        async with (
-            self._acknowledging(request) as unsettled,
-            aclosing(self._read(request, on_attached, unsettled)) as read,
-        ):
-            async for texts in read:
-                yield texts
+        async with self._acknowledging(request) as unsettled:
+            await self._read(request, reader, unsettled)
 
     @asynccontextmanager
     async def _acknowledging(self, request: bridge_service_pb2.SubscribeRequest) -> AsyncIterator[asyncio.Queue[str]]:
@@ -102,16 +102,13 @@ class GrpcTransport:
             task.cancel()
 
     async def _read(
-        self,
-        request: bridge_service_pb2.SubscribeRequest,
-        on_attached: Callable[[], None],
-        unsettled: asyncio.Queue[str],
-    ) -> AsyncGenerator[list[str]]:
+        self, request: bridge_service_pb2.SubscribeRequest, reader: Reader, unsettled: asyncio.Queue[str]
+    ) -> None:
         stream = request.stream.session_id
         call = next(self._stubs).Subscribe(request)
         try:
             await call.initial_metadata()
-            on_attached()
+            reader.attached()
             expected, completed = 1, False
             while True:
                 message = await call.read()
@@ -131,7 +128,7 @@ class GrpcTransport:
                 expected += records
                 completed = response.HasField("completion")
                 if response.tokens:
-                    yield [token.text for token in response.tokens]
+                    reader.take([token.text for token in response.tokens])
             code = await call.code()
             if code is not grpc.StatusCode.OK or not completed:
                 raise DeliveryError(f"stream {stream}: ended with {code}, completed: {completed}")
@@ -144,5 +141,6 @@ class GrpcTransport:
             await channel.close()
 
 
-def _ref(stream: str) -> stream_pb2.StreamRef:
+def stream_ref(stream: str) -> stream_pb2.StreamRef:
+    """Names a stream of the benchmark."""
     return stream_pb2.StreamRef(session_id=stream, model_id=MODEL_ID)

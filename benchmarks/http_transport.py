@@ -7,11 +7,12 @@ cost more than the service under test.
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from benchmarks.rounds import Reading
 from benchmarks.tokens import DeliveryError
+from benchmarks.transport import Reader, Transport
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 _HEAD_END = b"\r\n\r\n"
@@ -68,7 +69,7 @@ class _Connection(asyncio.Protocol):
             self._arrival.set_result(None)
 
 
-class HttpTransport:
+class HttpTransport(Transport):
     """Kept-alive connections for POSTs, one connection for each reader."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -76,8 +77,11 @@ class HttpTransport:
         self.port = port
         self._idle: list[_Connection] = []
 
-    async def produce(self, stream: str, first_sequence: int, tokens: Sequence[str], *, final: bool) -> None:
+    async def produce(
+        self, stream: str, first_sequence: int, tokens: Sequence[str], *, final: bool, awaited: bool = True
+    ) -> None:
         """Appends with one POST. The service knows no sequence numbers, so `first_sequence` is not sent."""
+        assert awaited, "a POST is answered"
         body = json.dumps({"tokens": tokens, "done": final}).encode()
         connection = self._idle.pop() if self._idle else await self.connect()
         try:
@@ -95,14 +99,14 @@ class HttpTransport:
             raise
         self._idle.append(connection)
 
-    async def read(self, stream: str, reading: Reading, on_attached: Callable[[], None]) -> AsyncGenerator[list[str]]:
+    async def read(self, stream: str, reading: Reading, reader: Reader) -> None:
         """Reads with one GET of Server-Sent Events. It knows no groups."""
         assert reading is Reading.CURSOR, "only the bridge has groups"
         connection = await self.connect()
         try:
             connection.send(f"GET /streams/{stream} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
             await connection.head()
-            on_attached()
+            reader.attached()
             events, done, ended = bytearray(), False, False
             while not ended:
                 ended = unchunk(connection.buffer, events)
@@ -117,7 +121,7 @@ class HttpTransport:
                             texts += body["tokens"]
                             done = body["done"]
                     if texts:
-                        yield texts
+                        reader.take(texts)
                 elif not ended:
                     await connection.arrival()
             if not done:

@@ -5,12 +5,12 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import ROOT
 from benchmarks.rounds import Round, RoundResult, round_to_json
+from benchmarks.servers import Speech
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT_LIMIT = 256 * 1024 * 1024
 PREPARE_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10.0
@@ -89,8 +89,8 @@ class LoadProcess:
 
 
 @asynccontextmanager
-async def load_process(kind: str, target: str, channels: int) -> AsyncIterator[LoadProcess]:
-    """Runs a load process connected to a service: `kind` is "bridge", "baseline" or "sse" (the bridge's gateway)."""
+async def load_process(speech: Speech, target: str, channels: int = 1) -> AsyncIterator[LoadProcess]:
+    """Runs a load process connected to a service, over so many connections where they are shared."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -102,7 +102,7 @@ async def load_process(kind: str, target: str, channels: int) -> AsyncIterator[L
     )
     load = LoadProcess(process)
     try:
-        await load.send(json.dumps({"kind": kind, "target": target, "channels": channels}))
+        await load.send(json.dumps({"speech": speech, "target": target, "channels": channels}))
         yield load
     finally:
         await load.stop()

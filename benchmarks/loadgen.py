@@ -1,7 +1,8 @@
 """A load process: `python -m benchmarks.loadgen`, started by the benchmark and told what to do by JSON lines.
 
-It reads {"kind", "target", "channels"} and then, any number of times, a round; answers each with {"ready": true}, waits
-for the line "go", carries it out and writes {"result": …}, or {"error": …} and ends. It ends too when its input ends.
+It reads {"speech", "target", "channels"} and then, any number of times, a round; answers each with {"ready": true},
+waits for the line "go", carries it out and writes {"result": …}, or {"error": …} and ends. It ends too when its input
+ends.
 """
 
 import asyncio
@@ -13,10 +14,14 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.client_transport import ClientTransport
 from benchmarks.grpc_transport import GrpcTransport
 from benchmarks.http_transport import HttpTransport
+from benchmarks.many_transport import ManyTransport
+from benchmarks.nats_transport import NatsTransport
 from benchmarks.roles import carry_out
 from benchmarks.rounds import round_from_json
+from benchmarks.servers import Speech
 from benchmarks.sse_transport import SseTransport
 from benchmarks.transport import Transport
 
@@ -29,12 +34,21 @@ def _say(message: dict[str, Any]) -> None:
 
 
 async def _connect(spec: dict[str, Any]) -> Transport:
-    host, _, port = spec["target"].rpartition(":")
-    if spec["kind"] == "bridge":
-        return await GrpcTransport.connect(spec["target"], spec["channels"])
-    if spec["kind"] == "sse":
-        return SseTransport(host, int(port))
-    return HttpTransport(host, int(port))
+    target, channels = spec["target"], spec["channels"]
+    host, _, port = target.rpartition(":")
+    match Speech(spec["speech"]):
+        case Speech.CALLS:
+            return await GrpcTransport.connect(target, channels)
+        case Speech.MANY:
+            return await ManyTransport.connect(target, channels)
+        case Speech.CLIENT:
+            return await ClientTransport.connect(target)
+        case Speech.SSE:
+            return SseTransport(host, int(port))
+        case Speech.NATS:
+            return await NatsTransport.connect(target, channels)
+        case Speech.HTTP:
+            return HttpTransport(host, int(port))
 
 
 async def _run() -> None:

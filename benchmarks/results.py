@@ -7,8 +7,8 @@ from importlib.metadata import version
 
 from benchmarks.cpu import cores
 from benchmarks.figures import Metric
-from benchmarks.loads import Load
-from benchmarks.servers import redis_version
+from benchmarks.loads import NAMES, Load
+from benchmarks.servers import Kind, nats_version, redis_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +22,21 @@ class ServiceResult:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """One load on the bridge and, unless skipped, on the hand-rolled service."""
+    """One load on the services that were asked for and can do it."""
 
     load: Load
-    bridge: ServiceResult | None
-    baseline: ServiceResult | None
+    services: Mapping[Kind, ServiceResult]
+
+    def figures(self) -> dict[Kind, Mapping[Metric, float]]:
+        """The medians of each service."""
+        return {kind: result.medians for kind, result in self.services.items()}
 
     def failures(self) -> list[str]:
         """One line for each service on which the load failed."""
-        services = (("bridge", self.bridge), ("hand-rolled", self.baseline))
         return [
-            f"{self.load.row} on {name}: {result.failure}"
-            for name, result in services
-            if result is not None and result.failure is not None
+            f"{self.load.row} on {NAMES[kind]}: {result.failure}"
+            for kind, result in self.services.items()
+            if result.failure is not None
         ]
 
 
@@ -47,9 +49,14 @@ class Machine:
     python: str
     redis: str
     grpcio: str
+    nats: str | None
+    """None: there is no nats-server here."""
 
     def __str__(self) -> str:
-        return f"{self.cores} cores, {self.system}, Python {self.python}, Redis {self.redis}, grpcio {self.grpcio}"
+        nats = f", NATS {self.nats}" if self.nats else ""
+        return (
+            f"{self.cores} cores, {self.system}, Python {self.python}, Redis {self.redis}, grpcio {self.grpcio}{nats}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,4 +77,5 @@ def this_machine() -> Machine:
         python=platform.python_version(),
         redis=redis_version(),
         grpcio=version("grpcio"),
+        nats=nats_version(),
     )

@@ -2,11 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 
-from benchmarks.rounds import ProduceRound, ReadRound, ReplayRound, Round, RoundResult
-from benchmarks.tokens import DeliveryCheck, now, token_text
+from benchmarks.rounds import ProduceRound, ReadRound, ReplayRound, Round, RoundResult, StepRound
+from benchmarks.tokens import DeliveryCheck, MonotonicNs, now, token_text
 from benchmarks.transport import Transport
 
 Gate = Callable[[], Awaitable[None]]
@@ -22,27 +21,34 @@ async def carry_out(spec: Round, transport: Transport, gate: Gate) -> RoundResul
         match spec:
             case ProduceRound():
                 return await _produce(spec, transport, gate)
+            case StepRound():
+                return await _step(spec, transport, gate)
             case ReadRound():
                 return await _read(spec, transport, gate)
             case ReplayRound():
                 return await _replay(spec, transport, gate)
 
 
+async def _sleep_until(moment: float) -> None:
+    # Also where it is past: an unawaited call would otherwise leave no room for the other streams.
+    await asyncio.sleep(max(0.0, (moment - now()) / _NS_PER_S))
+
+
 async def _produce(spec: ProduceRound, transport: Transport, gate: Gate) -> RoundResult:
     latencies: list[int] = []
-    # A fixed seed: the same offsets for both services and in every repetition.
+    # A fixed seed: the same offsets for all services and in every repetition.
     offsets = random.Random(1)
 
     async def feed(stream: str, start: int) -> None:
         end = spec.first_sequence + spec.tokens
         for call, sequence in enumerate(range(spec.first_sequence, end, spec.per_call)):
-            wait = (start + call * spec.interval_s * _NS_PER_S - now()) / _NS_PER_S
-            if wait > 0:
-                await asyncio.sleep(wait)
+            if spec.interval_s or not spec.awaited:
+                await _sleep_until(start + call * spec.interval_s * _NS_PER_S)
             after = min(sequence + spec.per_call, end)
             sent = now()
             texts = [token_text(stream, number, sent) for number in range(sequence, after)]
-            await transport.produce(stream, sequence, texts, final=spec.final and after == end)
+            final = spec.final and after == end
+            await transport.produce(stream, sequence, texts, final=final, awaited=spec.awaited)
             latencies.append((now() - sent) // _NS_PER_US)
 
     await gate()
@@ -54,9 +60,56 @@ async def _produce(spec: ProduceRound, transport: Transport, gate: Gate) -> Roun
     return RoundResult(started, now(), spec.tokens * len(spec.streams), len(latencies), tuple(latencies))
 
 
+async def _step(spec: StepRound, transport: Transport, gate: Gate) -> RoundResult:
+    latencies: list[int] = []
+    behind = 0
+
+    async def settle(stored: Awaitable[None], sent: MonotonicNs) -> None:
+        await stored
+        latencies.append((now() - sent) // _NS_PER_US)
+
+    await gate()
+    started = now()
+    async with asyncio.TaskGroup() as group:
+        for step in range(spec.steps):
+            due = started + int(step * spec.interval_s * _NS_PER_S)
+            await _sleep_until(due)
+            sent = now()
+            behind = max(behind, sent - due)
+            sequence = spec.first_sequence + step
+            texts = {stream: token_text(stream, sequence, sent) for stream in spec.streams}
+            stored = await transport.step(sequence, texts, final=spec.final and step == spec.steps - 1)
+            group.create_task(settle(stored, sent))
+    tokens = spec.steps * len(spec.streams)
+    return RoundResult(started, now(), tokens, spec.steps, tuple(latencies), behind // _NS_PER_US)
+
+
+class _Reader:
+    """Checks what one reader gets, and notes how old it is."""
+
+    def __init__(
+        self, stream: str, tokens: int, on_attached: Callable[[], None], latencies: list[int], timed: slice
+    ) -> None:
+        self._check = DeliveryCheck(stream, tokens)
+        self._latencies = latencies
+        self._timed = timed
+        self.attached = on_attached
+        self.messages = 0
+        self.tokens = 0
+        self.end = self._check.end
+
+    def take(self, texts: Sequence[str]) -> None:
+        received = now()
+        self.messages += 1
+        take = self._check.take
+        ages = [(received - take(text)) // _NS_PER_US for text in texts]
+        first, last = (max(0, bound - self.tokens) for bound in (self._timed.start, self._timed.stop))
+        self._latencies.extend(ages[first:last])
+        self.tokens += len(texts)
+
+
 async def _read(spec: ReadRound, transport: Transport, gate: Gate) -> RoundResult:
     latencies: list[int] = []
-    messages = 0
     to_attach = len(spec.streams)
     all_attached = asyncio.Event()
 
@@ -66,23 +119,22 @@ async def _read(spec: ReadRound, transport: Transport, gate: Gate) -> RoundResul
         if not to_attach:
             all_attached.set()
 
-    async def follow(stream: str) -> None:
-        nonlocal messages
-        check = DeliveryCheck(stream, spec.tokens)
-        async with aclosing(transport.read(stream, spec.reading, attached)) as batches:
-            async for texts in batches:
-                received = now()
-                messages += 1
-                latencies.extend([(received - check.take(text)) // _NS_PER_US for text in texts])
-        check.end()
+    timed = slice(spec.first_timed - 1, spec.tokens if spec.last_timed is None else spec.last_timed)
+    readers = [_Reader(stream, spec.tokens, attached, latencies, timed) for stream in spec.streams]
+
+    async def follow(stream: str, reader: _Reader) -> None:
+        await transport.read(stream, spec.reading, reader)
+        reader.end()
 
     async with asyncio.TaskGroup() as group:
-        for stream in spec.streams:
-            group.create_task(follow(stream))
+        for stream, reader in zip(spec.streams, readers, strict=True):
+            group.create_task(follow(stream, reader))
         await all_attached.wait()
         await gate()
         started = now()
-    return RoundResult(started, now(), len(latencies), messages, tuple(latencies))
+    tokens = sum(reader.tokens for reader in readers)
+    messages = sum(reader.messages for reader in readers)
+    return RoundResult(started, now(), tokens, messages, tuple(latencies))
 
 
 async def _replay(spec: ReplayRound, transport: Transport, gate: Gate) -> RoundResult:
@@ -90,11 +142,8 @@ async def _replay(spec: ReplayRound, transport: Transport, gate: Gate) -> RoundR
     await gate()
     started = now()
     for _ in range(spec.times):
-        check = DeliveryCheck(spec.stream, spec.tokens)
-        async with aclosing(transport.read(spec.stream, spec.reading, lambda: None)) as batches:
-            async for texts in batches:
-                messages += 1
-                for text in texts:
-                    check.take(text)
-        check.end()
+        reader = _Reader(spec.stream, spec.tokens, lambda: None, [], slice(0, 0))
+        await transport.read(spec.stream, spec.reading, reader)
+        reader.end()
+        messages += reader.messages
     return RoundResult(started, now(), spec.tokens * spec.times, messages, ())

@@ -34,6 +34,23 @@ class ProduceRound:
     first_sequence: int = 1
     final: bool = True
     """Whether the last call also ends the stream."""
+    awaited: bool = True
+    """Whether a stream's next call waits for the answer to the last one, rather than for its turn only."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRound:
+    """Appends as an inference engine does: in each step one token to every stream."""
+
+    kind: ClassVar[str] = "step"
+    streams: tuple[str, ...]
+    steps: int
+    interval_s: float
+    """Between the starts of two steps. A step that is late begins at once."""
+    deadline_s: float
+    first_sequence: int = 1
+    final: bool = False
+    """Whether the last step also ends the streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +63,10 @@ class ReadRound:
     """Each stream's length."""
     deadline_s: float
     reading: Reading = Reading.CURSOR
+    first_timed: int = 1
+    """The first token of each stream of which the latency is told."""
+    last_timed: int | None = None
+    """The last one; None: the stream's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +81,7 @@ class ReplayRound:
     reading: Reading = Reading.CURSOR
 
 
-Round = ProduceRound | ReadRound | ReplayRound
+Round = ProduceRound | StepRound | ReadRound | ReplayRound
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +95,9 @@ class RoundResult:
     messages: int
     """Calls answered, or messages received."""
     latencies_us: tuple[int, ...]
-    """Of each produce call, or from sending to receiving of each token; empty for a replay."""
+    """Of each produce call or step, or from sending to receiving of each timed token; empty for a replay."""
+    behind_us: int = 0
+    """How late the step that was latest began."""
 
 
 def round_to_json(spec: Round) -> dict[str, Any]:
@@ -93,6 +116,8 @@ def round_from_json(value: dict[str, Any]) -> Round:
     fields["streams"] = tuple(fields["streams"])
     if kind == ProduceRound.kind:
         return ProduceRound(**fields)
+    if kind == StepRound.kind:
+        return StepRound(**fields)
     if kind == ReadRound.kind:
         return ReadRound(**fields)
     raise ValueError(f"unknown kind of round: {kind!r}")

