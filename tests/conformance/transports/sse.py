@@ -13,6 +13,7 @@ from llmbridge.v1.bridge_service_pb2 import SubscribeRequest, SubscribeResponse
 from llmbridge.v1.lifecycle_service_pb2 import WatchStreamsRequest, WatchStreamsResponse
 from tests.conformance.target import Instance
 from tests.conformance.transport import PASSES, CallFailed, Incoming, NotOffered, Refusal
+from tests.conformance.transports.event_reading import EventReading
 from tests.conformance.transports.events import as_the_contract_names_it, cursor_of, error_of, message_of, position_of
 from tests.conformance.transports.rest import Rest, broken, path_of, refusal_of
 from tests.support.event_stream import BROWSER, EventStream, SentEvent
@@ -63,38 +64,18 @@ class SseTransport:
         await self._http.aclose()
 
 
-class _Reading:
+class _Reading(EventReading):
     """One response."""
 
     def __init__(self, http: httpx.AsyncClient, request: SubscribeRequest) -> None:
+        super().__init__(request)
         self._http = http
-        self._request = request
         self._path = f"{path_of(request.stream)}/events"
-        self._place = request.after_cursor
         self._response: httpx.Response | None = None
         self._chunks: Any = None
         self._came = EventStream()
         self._taken = 0
         self._comments = 0
-        self._attached = False
-        self._waiting: list[SubscribeResponse] = []
-        self._end: CallFailed | None = None
-        self._over = False
-
-    async def attached(self) -> None:
-        while not self._attached:
-            await self._more()
-            if self._over and self._end is not None:
-                raise self._end
-
-    async def read(self) -> SubscribeResponse | None:
-        while not self._waiting and not self._over:
-            await self._more()
-        if self._waiting:
-            return self._waiting.pop(0)
-        if self._end is not None:
-            raise self._end
-        return None
 
     async def cancel(self) -> None:
         self._over = True

@@ -14,6 +14,7 @@ from llmbridge.v1.bridge_service_pb2 import SubscribeRequest, SubscribeResponse
 from llmbridge.v1.lifecycle_service_pb2 import WatchStreamsRequest, WatchStreamsResponse
 from tests.conformance.target import Instance
 from tests.conformance.transport import CallFailed, Incoming, NotOffered, Refusal
+from tests.conformance.transports.event_reading import EventReading
 from tests.conformance.transports.events import cursor_of, error_of, message_of, position_of
 from tests.conformance.transports.grpc_stubs import GrpcTransport
 
@@ -62,33 +63,13 @@ class WebSocketTransport:
         await self._grpc.close()
 
 
-class _Reading:
+class _Reading(EventReading):
     """One socket with one subscription."""
 
     def __init__(self, url: str, request: SubscribeRequest) -> None:
+        super().__init__(request)
         self._address = urlsplit(url)
-        self._request = request
-        self._place = request.after_cursor
         self._socket: ClientConnection | None = None
-        self._attached = False
-        self._waiting: list[SubscribeResponse] = []
-        self._end: CallFailed | None = None
-        self._over = False
-
-    async def attached(self) -> None:
-        while not self._attached:
-            await self._more()
-            if self._end is not None:
-                raise self._end
-
-    async def read(self) -> SubscribeResponse | None:
-        while not self._waiting and not self._over:
-            await self._more()
-        if self._waiting:
-            return self._waiting.pop(0)
-        if self._end is not None:
-            raise self._end
-        return None
 
     async def cancel(self) -> None:
         self._over = True

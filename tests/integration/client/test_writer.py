@@ -3,7 +3,7 @@
 # ruff: noqa: PT012 - what raises is the end of a block, too
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import grpc
 import pytest
@@ -24,25 +24,11 @@ from llmbridge.client import (
     Token,
 )
 from llmbridge.v1 import bridge_service_pb2, token_pb2
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
-
-QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=5.0, give_up_after=20.0)
 
 DOWN = Fault("REDIS_UNAVAILABLE")
 LOST_REPLY = Fault("APPEND_OUTCOME_UNKNOWN", after_storing=True)
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 def finish_reason(bridge: FakeBridge) -> FinishReason | None:

@@ -3,28 +3,15 @@
 # ruff: noqa: PT012 - what raises is the end of a block, too
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
 from llmbridge.client import Client, ClientError, DeadlineExceeded, FinishReason, Message, ResponseFailed, Unavailable
 from llmbridge.v1 import token_pb2
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
-from tests.support.whole_response import QUICK, WORDS, check_whole, read, whole
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
+from tests.support.whole_response import WORDS, check_whole, read, whole
 
 
 async def test_only_the_text(bridge: FakeBridge, client: Client) -> None:

@@ -10,23 +10,11 @@ from llmbridge.client.connection import Connection
 from llmbridge.client.values import stream_ref
 from llmbridge.model.names import StreamName
 from llmbridge.v1.bridge_service_pb2 import SubscribeRequest, SubscribeResponse
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 from tests.support.whole_response import QUICK, WORDS, check_whole, read, whole
 
 LARGE = "x" * 10_000
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 @pytest.fixture

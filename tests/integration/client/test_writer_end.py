@@ -3,7 +3,7 @@
 # ruff: noqa: PT012 - what raises is the end of a block, too
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -19,7 +19,7 @@ from llmbridge.client import (
     Writer,
 )
 from llmbridge.v1 import token_pb2
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=5.0, give_up_after=20.0)
@@ -27,18 +27,6 @@ IMPATIENT = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=1
 
 DOWN = Fault("REDIS_UNAVAILABLE")
 LOST_REPLY = Fault("APPEND_OUTCOME_UNKNOWN", after_storing=True)
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 def finish_reason(bridge: FakeBridge) -> FinishReason | None:

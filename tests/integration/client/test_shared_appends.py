@@ -3,7 +3,6 @@
 # ruff: noqa: PT012 - what raises is the end of a block, too
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 
 import grpc
@@ -24,23 +23,11 @@ from llmbridge.client import (
 from llmbridge.v1 import token_pb2
 from llmbridge.v1.bridge_service_pb2 import ProduceRequest
 from llmbridge.v1.stream_pb2 import SEALER_CANCEL
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=5.0, give_up_after=20.0)
 IMPATIENT = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=0.3, give_up_after=20.0)
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 def key(number: int) -> tuple[str, str, str]:

@@ -3,7 +3,7 @@
 # ruff: noqa: PT012 - what raises is the end of a block, too
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -17,23 +17,11 @@ from llmbridge.client import (
     ProtocolViolation,
 )
 from llmbridge.v1 import bridge_service_pb2
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
-from tests.support.whole_response import QUICK, WORDS, check_whole, read, whole
+from tests.support.whole_response import WORDS, check_whole, read, whole
 
 UNKNOWN_TRANSPORT = Fault(code=grpc.StatusCode.UNKNOWN, message="Stream removed")
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 @pytest.mark.parametrize("reason", ["RESTARTED", "TRIMMED", "LOST", "REWRITTEN", "EXPIRED"])

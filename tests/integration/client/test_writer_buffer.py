@@ -3,28 +3,13 @@
 # ruff: noqa: PT012 - what raises is the end of a block, too
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-from llmbridge.client import Client, RetryPolicy, StreamCompleted, Token, Unavailable
+from llmbridge.client import Client, StreamCompleted, Token, Unavailable
 from llmbridge.v1 import token_pb2
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
-
-QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=5.0, give_up_after=20.0)
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 async def test_writing_does_not_wait_for_the_bridge(bridge: FakeBridge, client: Client) -> None:

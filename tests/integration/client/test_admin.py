@@ -1,7 +1,5 @@
 """Everything else that the client offers: cancel, health, streams as a whole."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from grpc_health.v1 import health_pb2
 
@@ -15,25 +13,13 @@ from llmbridge.client import (
     Unavailable,
 )
 from llmbridge.v1 import stream_pb2, token_pb2
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02)
 NAME = StreamName(*KEY)
 LOST_REPLY = Fault("APPEND_OUTCOME_UNKNOWN", after_storing=True)
 DOWN = Fault("REDIS_UNAVAILABLE")
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 async def test_cancel_is_repeated_until_it_is_answered(bridge: FakeBridge, client: Client) -> None:

@@ -4,28 +4,18 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 
 import pytest
 
 from llmbridge.client import Client, FinishReason, RetryPolicy, StreamCompleted, keep_alive
 from llmbridge.v1 import token_pb2
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 
-QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=0.5, give_up_after=8.0)
-
 
 @pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
+def retry() -> RetryPolicy:
+    return RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=0.5, give_up_after=8.0)
 
 
 async def test_a_silent_writer_says_that_it_lives(bridge: FakeBridge, client: Client) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -17,23 +16,11 @@ from llmbridge.client import (
     RetryPolicy,
     Unavailable,
 )
-from tests.support.fake_bridge import KEY, FakeBridge, serving
+from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 from tests.support.whole_response import QUICK, WORDS, check_whole, read, whole
 
 UNKNOWN_TRANSPORT = Fault(code=grpc.StatusCode.UNKNOWN, message="Stream removed")
-
-
-@pytest.fixture
-async def bridge() -> AsyncIterator[FakeBridge]:
-    async with serving() as bridge:
-        yield bridge
-
-
-@pytest.fixture
-async def client(bridge: FakeBridge) -> AsyncIterator[Client]:
-    async with Client(bridge.address, retry=QUICK) as client:
-        yield client
 
 
 async def test_a_whole_response_is_read_to_its_end(bridge: FakeBridge, client: Client) -> None:
