@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 from llmbridge.produce.many import MAX_OUTSTANDING_APPENDS, MAX_WRITERS
-from llmbridge.rpc.produce_many import MAX_APPENDS, MAX_MESSAGE_BYTES
+from llmbridge.rpc.limits import MAX_SHARED_MESSAGE_BYTES
+from llmbridge.rpc.produce_many import MAX_APPENDS
 from llmbridge.v1.bridge_service_pb2 import ProduceManyRequest, ProduceManyResponse, WriterAppend
 from llmbridge.v1.token_pb2 import Completion, Token
 from tests.support.bridge_process import BridgeProcess
@@ -116,7 +117,7 @@ async def test_a_client_that_takes_no_receipts_is_read_no_further(bridge: Runnin
         ),
         (b"\x12\x00" * (MAX_APPENDS + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
         (b"\x18\x00" * (MAX_WRITERS + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
-        (b"\x12\x00" * (MAX_MESSAGE_BYTES // 2 + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
+        (b"\x12\x00" * (MAX_SHARED_MESSAGE_BYTES // 2 + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
     ],
     ids=["no message", "cut", "a number in use", "too many writers", "too many appends", "too many stops", "too large"],
 )

@@ -5,6 +5,8 @@ import asyncio
 import grpc
 import pytest
 
+from llmbridge.rpc.limits import MAX_SHARED_MESSAGE_BYTES
+from llmbridge.rpc.subscribe_many import MAX_OTHER_CHANGES, MAX_STARTS
 from llmbridge.v1 import bridge_service_pb2 as pb
 from llmbridge.v1 import connection_service_pb2 as connection_pb
 from llmbridge.v1 import stream_admin_service_pb2 as admin_pb
@@ -201,8 +203,20 @@ async def test_a_client_that_goes_leaves_nothing(bridge: RunningBridge) -> None:
     await until(lambda: bridge.core.idle)
 
 
-@pytest.mark.parametrize("raw", [b"\xff\xff", b"x" * 300_000])
-async def test_what_is_no_request_ends_the_call(bridge: RunningBridge, raw: bytes) -> None:
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"\xff\xff", (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")),
+        (b"\x12\x00" * (MAX_STARTS + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
+        (b"\x08\x00" * (MAX_OTHER_CHANGES + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
+        (b"\x1a\x00" * (MAX_OTHER_CHANGES + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
+        (b"x" * (MAX_SHARED_MESSAGE_BYTES + 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")),
+    ],
+    ids=["no message", "too many starts", "too many drops", "too many credits", "too large"],
+)
+async def test_what_is_no_request_ends_the_call(
+    bridge: RunningBridge, raw: bytes, status: tuple[grpc.StatusCode, str]
+) -> None:
     call = bridge.channel.stream_stream(
         "/llmbridge.v1.BridgeService/SubscribeMany",
         request_serializer=bytes,
@@ -210,7 +224,15 @@ async def test_what_is_no_request_ends_the_call(bridge: RunningBridge, raw: byte
     )()
     await call.write(raw)
     failed = await ManyCall(call).failed()
-    assert (failed.code, failed.reason) in (
-        (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED"),
-    )
+    assert (failed.code, failed.reason) == status
+
+
+async def test_many_starts_in_a_message_are_not_bound_by_the_limit_of_a_single_request(
+    shared_redis: RedisProcess, key_prefix: str
+) -> None:
+    async with (
+        running_bridge(shared_redis.url, key_prefix=key_prefix, max_request_bytes=1_024, max_token_bytes=512) as bridge,
+        many_call(bridge.bridge) as call,
+    ):
+        await call.send(starts=[call.new(ref(f"r{number}")) for number in range(100)])
+        await call.attached()

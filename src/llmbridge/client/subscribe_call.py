@@ -31,7 +31,7 @@ CREDIT_BYTES = 262_144
 """How much may come for a subscription before its reader has taken anything of it. A larger message comes alone."""
 LARGEST_NUMBER = 0xFFFF_FFFF
 
-# The bridge takes messages of up to 256 KiB.
+# The bridge takes messages of up to 3 MiB with 4,096 starts, which are not that many in so few bytes.
 _MAX_STARTS_BYTES = 131_072
 _START_OVERHEAD = 24
 # How long a call without a subscription is kept for the next one.

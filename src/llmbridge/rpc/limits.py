@@ -11,6 +11,8 @@ from llmbridge.v1.stream_pb2 import StreamRef
 
 MAX_PRODUCER_ID_BYTES = 64
 MAX_REASON_BYTES = 1_024
+MAX_SHARED_MESSAGE_BYTES = 3 * 1024 * 1024
+"""Of a request message on a call that many share; gRPC itself takes 4 MiB here, and refuses more without a reason."""
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 
@@ -34,6 +36,12 @@ def check_size(raw: bytes, max_bytes: int) -> None:
     """Refuse a request over the size limit before it is parsed. Raises LimitExceeded."""
     if len(raw) > max_bytes:
         raise LimitExceeded("max_request_bytes", max_bytes, len(raw), "send fewer tokens in one request")
+
+
+def check_count(what: str, count: int, maximum: int) -> None:
+    """Refuse a message of a shared call with too many of something. Raises LimitExceeded."""
+    if count > maximum:
+        raise LimitExceeded(what, maximum, count, "send several messages")
 
 
 def stream_name(ref: StreamRef, limits: Limits, field: str = "stream") -> StreamName:

@@ -19,9 +19,6 @@ from llmbridge.v1.bridge_service_pb2 import (
     WriterStart,
 )
 
-MAX_MESSAGE_BYTES = 3 * 1024 * 1024
-"""Of a request message; gRPC itself takes 4 MiB here, and refuses more without a reason."""
-
 MAX_APPENDS = 4_096
 """In a message, which is taken in one go while nobody else is served: about 12 ms."""
 
@@ -66,8 +63,8 @@ class ProduceManyMethod:
             call.finish()
 
     def _take(self, message: ProduceManyRequest, call: ProduceCall) -> None:
-        _check_count("appends of a message", len(message.appends), MAX_APPENDS)
-        _check_count("stops of a message", len(message.stops), MAX_WRITERS)
+        check.check_count("appends of a message", len(message.appends), MAX_APPENDS)
+        check.check_count("stops of a message", len(message.stops), MAX_WRITERS)
         message.DiscardUnknownFields()
         for start in message.starts:
             self._start(start, call)
@@ -104,11 +101,6 @@ class ProduceManyMethod:
             call.refuse(start.writer, error)
         else:
             call.start(start.writer, name, producer)
-
-
-def _check_count(limit: str, count: int, maximum: int) -> None:
-    if count > maximum:
-        raise LimitExceeded(limit, maximum, count, "send several messages")
 
 
 def _checked_size(size: int, limit: int) -> int:

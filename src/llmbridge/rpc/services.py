@@ -19,11 +19,11 @@ from llmbridge.rpc.connections import ConnectionMethods
 from llmbridge.rpc.groups import GroupMethods
 from llmbridge.rpc.health import Health, register_health
 from llmbridge.rpc.lifecycle import WatchStreamsMethod
-from llmbridge.rpc.limits import Limits
+from llmbridge.rpc.limits import MAX_SHARED_MESSAGE_BYTES, Limits
 from llmbridge.rpc.methods import Methods
 from llmbridge.rpc.own_connections import OwnConnections
 from llmbridge.rpc.produce import ProduceMethod
-from llmbridge.rpc.produce_many import MAX_MESSAGE_BYTES, ProduceManyMethod
+from llmbridge.rpc.produce_many import ProduceManyMethod
 from llmbridge.rpc.reflection import register_reflection
 from llmbridge.rpc.siblings import Siblings
 from llmbridge.rpc.stop import CancelMethod, KeepAliveMethod
@@ -83,11 +83,13 @@ def register_services(
                 bridge_pb.SubscribeRequest, SubscribeMethod(use_cases.subscriptions, use_cases.members, limits)
             ),
             "ProduceMany": methods.bidi(
-                bridge_pb.ProduceManyRequest, MAX_MESSAGE_BYTES, ProduceManyMethod(use_cases.produce_many, limits)
+                bridge_pb.ProduceManyRequest,
+                MAX_SHARED_MESSAGE_BYTES,
+                ProduceManyMethod(use_cases.produce_many, limits),
             ),
             "SubscribeMany": methods.bidi(
                 bridge_pb.SubscribeManyRequest,
-                limits.max_request_bytes,
+                MAX_SHARED_MESSAGE_BYTES,
                 SubscribeManyMethod(use_cases.subscriptions, limits),
             ),
             "Cancel": methods.unary(bridge_pb.CancelRequest, CancelMethod(use_cases.stop, limits)),

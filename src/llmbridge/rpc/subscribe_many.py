@@ -13,6 +13,12 @@ from llmbridge.subscribe.multiplexer import Begin, Change, Multiplexer, Refused
 from llmbridge.subscribe.subscriptions import Subscriptions
 from llmbridge.v1.bridge_service_pb2 import SubscribeManyRequest, SubscriptionStart
 
+MAX_STARTS = 4_096
+"""In a message, which is taken in one go while nobody else is served: about 40 ms."""
+
+MAX_OTHER_CHANGES = 65_536
+"""Drops, and credits, in a message."""
+
 
 class SubscribeManyMethod:
     """Decodes what the client changes, and writes what is ready as it is."""
@@ -44,6 +50,9 @@ class SubscribeManyMethod:
             multiplexer.close()
 
     def _decode(self, request: SubscribeManyRequest) -> Change:
+        check.check_count("starts of a message", len(request.starts), MAX_STARTS)
+        check.check_count("drops of a message", len(request.drops), MAX_OTHER_CHANGES)
+        check.check_count("credits of a message", len(request.credits), MAX_OTHER_CHANGES)
         return Change(
             request.drops,
             [self._decode_start(start) for start in request.starts],

@@ -146,7 +146,8 @@ class BridgeServiceServicer:
         without deliveries is a heartbeat: the call is alive.
 
         The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
-        INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
+        INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more than 3 MiB, 4,096 starts, or 65,536 drops or
+        credits in a message; UNAVAILABLE DRAINING, after each subscription was told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -93,7 +93,8 @@ class BridgeServiceStub:
     without deliveries is a heartbeat: the call is alive.
 
     The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
-    INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
+    INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more than 3 MiB, 4,096 starts, or 65,536 drops or
+    credits in a message; UNAVAILABLE DRAINING, after each subscription was told.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_bridge_service_pb2.CancelRequest, _bridge_service_pb2.CancelResponse]
     """Stops a generation: seals the stream with FINISH_REASON_CANCELLED. A stream that does not exist is created sealed.
@@ -176,7 +177,8 @@ class BridgeServiceAsyncStub(BridgeServiceStub):
     without deliveries is a heartbeat: the call is alive.
 
     The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
-    INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
+    INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more than 3 MiB, 4,096 starts, or 65,536 drops or
+    credits in a message; UNAVAILABLE DRAINING, after each subscription was told.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_bridge_service_pb2.CancelRequest, _bridge_service_pb2.CancelResponse]  # type: ignore[assignment]
     """Stops a generation: seals the stream with FINISH_REASON_CANCELLED. A stream that does not exist is created sealed.
@@ -280,7 +282,8 @@ class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
         without deliveries is a heartbeat: the call is alive.
 
         The call ends OK when the client has said all and every subscription is over. Failures, of the call as a whole:
-        INVALID_ARGUMENT for what is no request of this kind; UNAVAILABLE DRAINING, after each subscription was told.
+        INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more than 3 MiB, 4,096 starts, or 65,536 drops or
+        credits in a message; UNAVAILABLE DRAINING, after each subscription was told.
         """
 
     @_abc_1.abstractmethod
