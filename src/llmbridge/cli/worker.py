@@ -14,8 +14,6 @@ import sys
 
 from llmbridge.cli.leash import exit_with_parent
 
-_EXIT_CANNOT_START = 3
-
 
 def main() -> None:
     """Serve as assigned, until SIGTERM."""
@@ -35,14 +33,14 @@ def main() -> None:
     # Whatever else is printed must not pass for what the supervisor is told.
     os.dup2(2, 1)
 
-    from llmbridge.cli.serve import loop_factory
+    from llmbridge.cli.serve import EXIT_CANNOT_START, loop_factory
     from llmbridge.server.worker import WorkerCannotStart, serve
 
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(assignment, lambda said: os.write(told, said.encode())))
     except WorkerCannotStart:
-        sys.exit(_EXIT_CANNOT_START)
+        sys.exit(EXIT_CANNOT_START)
 
 
 def _line() -> bytes:

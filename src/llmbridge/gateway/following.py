@@ -14,7 +14,7 @@ import grpc
 
 from llmbridge.client.errors import HistoryLost
 from llmbridge.client.reading import Reading
-from llmbridge.client.values import stream_ref
+from llmbridge.client.values import name_of, stream_ref
 from llmbridge.gateway.events import (
     COMPLETE,
     CONNECTED,
@@ -114,7 +114,7 @@ class Following:
         """Where reading began, once that is known and if it was "latest"."""
         self._reading = reading
         self._encoded = encoded
-        self._name = StreamName(stream.session_id, stream.model_id, stream.response_id)
+        self._name = name_of(stream)
         self._start = start
         self._next: deque[Event] = deque()
 

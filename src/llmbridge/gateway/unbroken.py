@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from llmbridge.client.errors import Unavailable
-from llmbridge.client.retry import Backoff, RetryPolicy
+from llmbridge.client.retry import Outage, RetryPolicy
 from llmbridge.gateway.link import Link
 from llmbridge.gateway.reading import subscribe
 from llmbridge.v1.bridge_service_pb2 import SubscribeResponse
@@ -28,21 +28,17 @@ async def unbroken(
     other ClientError at once.
     """
     clock = asyncio.get_running_loop().time
-    backoff = Backoff(policy)
-    lost_at: float | None = None
+    outage = Outage(policy, policy.give_up_after)
     while True:
         try:
             with subscribe(link, stream, after_cursor=after_cursor) as messages:
                 async for message in messages:
-                    backoff.reset()
-                    lost_at = None
+                    outage.over()
                     after_cursor = message.cursor or after_cursor
                     yield message
         except Unavailable as error:
-            now = clock()
-            lost_at = now if lost_at is None else lost_at
-            delay = backoff.next_delay(error.retry_delay)
-            if link.draining or now + delay > lost_at + policy.give_up_after:
+            delay = outage.next_delay(clock(), error.retry_delay)
+            if delay is None or link.draining:
                 raise
         else:
             return

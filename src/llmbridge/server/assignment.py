@@ -30,11 +30,6 @@ class Place:
     """Where their private sockets are; only this user can enter it."""
 
     @property
-    def is_alone(self) -> bool:
-        """Whether there is no supervisor, and nobody to share a port with."""
-        return self.worker == 0
-
-    @property
     def socket(self) -> str:
         """The private address of this worker, in grpc's syntax."""
         return self._socket_of(self.worker)
