@@ -114,10 +114,13 @@ async def test_two_watchers_share_and_get_each_event_once(bridge: RunningBridge)
     # One alone can't hold all of it.
     first = [await watcher.message() for watcher in watchers]
 
+    settled = 0
+
     async def work(watcher: WatchCall, message: pb.WatchStreamsResponse) -> None:
+        nonlocal settled
         while True:
             assert len(message.events) <= 5
-            await watcher.acknowledge(*message.events)
+            settled += sum(await watcher.acknowledge(*message.events))
             message = await watcher.message()
 
     async with asyncio.timeout(20):
