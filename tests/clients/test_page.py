@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llmbridge.v1.token_pb2 import FINISH_REASON_ERROR, Completion
 from tests.support.browser import chromium
 from tests.support.calls import STOP, produce, ref
 from tests.support.fake_model import FakeModel, fake_model, text
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.usefixtures("_browser"), pytest.mark.timeout(120)]
 RESULTS = Path(__file__).parents[2] / "test-results"
 STREAM = ref("r 1", session="s/1")
 ADDRESS = "/#session=s%2F1&model=m&response=r+1"
-PATIENCE_MS = 15_000
+PATIENCE_MS = 30_000
 # What moves is what a person did not ask to move; the browser measures it.
 MEASURE_SHIFTS = """
     window.shifts = 0;
@@ -189,12 +190,44 @@ async def test_a_stream_is_played_by_its_sessions_name(
     await shows(page, "#text-b", "old")
 
 
+async def test_an_answer_that_failed_says_so_once(bridge: RunningBridge, gateway: RunningGateway, page: Any) -> None:
+    failed = Completion(finish_reason=FINISH_REASON_ERROR, error_message="the model fell over")
+    await produce(bridge.bridge, STREAM, "half", completion=failed)
+    await page.goto(gateway.url + ADDRESS)
+    for letter in "ab":
+        await shows(page, f"#state-{letter}", "failed after 1 token: the model fell over")
+    await shows(page, "#news", "The answer failed")
+    assert await page.text_content("#news") == "The answer failed: the model fell over"
+
+
+async def test_on_a_small_screen_nothing_is_cut_off_and_the_answer_is_seen(
+    bridge: RunningBridge, gateway: RunningGateway, page: Any
+) -> None:
+    await page.set_viewport_size({"width": 360, "height": 740})
+    await produce(bridge.bridge, STREAM, "word " * 500)
+    await page.goto(gateway.url)
+    await shows(page, "#ask-note", "tiny")
+    for name in ("session", "model", "response"):
+        assert await page.evaluate("id => document.getElementById(id).clientWidth", name) > 200
+    await page.fill("#session", "s/1")
+    await page.keyboard.press("Enter")
+    await shows(page, "#text-b", "word")
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    top, bottom = await page.evaluate(
+        "(({ top, bottom }) => [top, bottom])(document.querySelector('article').getBoundingClientRect())"
+    )
+    assert top >= 0
+    assert bottom <= 740
+    RESULTS.mkdir(exist_ok=True)
+    await page.screenshot(path=RESULTS / "page-small.png")
+
+
 async def test_everything_that_can_be_used_has_a_name(gateway: RunningGateway, page: Any) -> None:
     await page.goto(gateway.url)
     await shows(page, "#ask-note", "tiny")
     for role, names in {
         "textbox": ["Question", "Session", "Model", "Response"],
-        "button": ["Ask", "Play", "Stop the answer", "Reload the page", "Cut reader A for 3 s", "Cut reader B for 3 s"],
+        "button": ["Ask", "Play", "Stop answer", "Reload page", "Cut for 3 s Reader A", "Cut for 3 s Reader B"],
         "log": ["Reader A", "Reader B"],
         "heading": ["llmbridge", "Reader A", "Reader B"],
     }.items():

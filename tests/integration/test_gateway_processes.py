@@ -7,13 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.http_process import HttpProcess
-from tests.support.redis_process import RedisProcess
+from tests.support.redis_process import RedisProcess, free_port
 from tests.support.running_bridge import RunningBridge
 
 PATIENCE = 20.0
@@ -132,9 +134,7 @@ async def test_a_request_under_way_is_finished(start: Start, own_redis: RedisPro
 async def test_a_gateway_without_its_bridge_says_so_and_recovers_by_itself(
     start: Start, shared_redis: RedisProcess, key_prefix: str
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     served = await asyncio.to_thread(start, "gateway", "--target", f"127.0.0.1:{port}", "--http-port", "0")
     async with httpx.AsyncClient(base_url=served.url, timeout=PATIENCE, trust_env=False) as http:
         answer = await http.get(STREAM)
@@ -166,6 +166,31 @@ def _refused(*arguments: str, **environment: str) -> tuple[int, str]:
     )
     assert done.stdout == ""
     return done.returncode, done.stderr
+
+
+async def test_what_a_killed_one_leaves_the_next_removes(
+    start: Start, shared_redis: RedisProcess, key_prefix: str
+) -> None:
+    # A short one: the path of a socket is limited, and for long ones it is made in /tmp.
+    with tempfile.TemporaryDirectory() as directory:
+        told = {"REDIS_URL": shared_redis.url, "LLMBRIDGE_KEY_PREFIX": key_prefix, "TMPDIR": directory}
+        arguments = ("serve", "--port", "0", "--http-port", "0")
+        killed = await asyncio.to_thread(start, *arguments, **told)
+        runs = await asyncio.to_thread(start, *arguments, **told)
+        both = set(Path(directory).iterdir())
+        assert len(both) == 2
+        killed.process.send_signal(signal.SIGKILL)
+        assert await exit_code(killed) == -signal.SIGKILL
+        assert set(Path(directory).iterdir()) == both
+        after = await asyncio.to_thread(start, *arguments, **told)
+        left = both & set(Path(directory).iterdir())
+        # That of the one that runs stayed, and serves.
+        assert (len(left), len(list(Path(directory).iterdir()))) == (1, 2)
+        async with httpx.AsyncClient(base_url=runs.url, timeout=PATIENCE, trust_env=False) as http:
+            assert (await http.get("/streams/health")).status_code == 200
+        assert await asyncio.to_thread(runs.terminate) == 0
+        assert await asyncio.to_thread(after.terminate) == 0
+        assert list(Path(directory).iterdir()) == []
 
 
 def test_a_port_that_is_taken_is_told() -> None:
@@ -203,6 +228,15 @@ def test_an_open_listener_must_be_asked_for(command: str) -> None:
     assert code == 2
     assert "LLMBRIDGE_HTTP_HOST (0.0.0.0)" in said
     assert "LLMBRIDGE_ALLOW_INSECURE" in said
+
+
+@pytest.mark.parametrize("target", ["", "http://127.0.0.1:50051", "a:1,b:2"])
+def test_a_target_that_is_none_is_told(target: str) -> None:
+    code, said = _refused("gateway", "--http-port", "0", "--target", target)
+    assert code == 2
+    # What must be given instead; lines are broken to fit a terminal.
+    assert "--target" in said
+    assert "host:port" in said or "ip:port" in said
 
 
 def test_a_missing_package_is_told() -> None:

@@ -47,6 +47,9 @@ def test_frames_that_are_understood() -> None:
         (json.dumps(SUBSCRIBE | {"cursor": "a b"}), "cursor"),
         ('{"type":"unsubscribe","id":"a","cursor":"x"}', "cursor"),
         ('{"type":"ping","id":{}}', "id"),
+        ('{"type":"ping","id":"a","id":"b"}', "id"),
+        ('{"type":"ping","id":"\\ud800"}', "id"),
+        ('{"type":"ping","\\ud800":"a"}', "?"),
     ],
 )
 def test_a_bad_frame_names_its_field(text: str, field: str) -> None:

@@ -46,7 +46,10 @@ def check_text(text: str | None) -> str | None:
 
 
 def check_address(address: str) -> str:
-    """Refuses what is no address of a bridge."""
+    """Refuses what is no address of a bridge. Raises typer.BadParameter, saying what to give instead."""
+    if not address.strip() or address.startswith(("http://", "https://")):
+        # gRPC would take it for a name, and look for that for ever.
+        raise typer.BadParameter(f"{address!r} is no address of a bridge: give host:port")
     try:
         grpc_target(address)
     except ValueError as error:

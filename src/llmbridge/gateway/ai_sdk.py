@@ -21,6 +21,7 @@ from llmbridge.gateway.event_body import DONE, KEEP_ALIVE, Cut, EventBody, event
 from llmbridge.gateway.link import Link
 from llmbridge.gateway.newest import newest_response
 from llmbridge.gateway.problems import invalid_field
+from llmbridge.gateway.queries import check_query, place_of
 from llmbridge.gateway.reading import subscribe
 from llmbridge.gateway.ui_message import Chunk, UiMessage, message_id_of
 from llmbridge.gateway.ui_prompt import prompt_of
@@ -129,6 +130,8 @@ class _Endpoints:
         With `?cursor=` (or Last-Event-ID) what comes after it, also when that response has ended meanwhile.
         """
         session = await self._session(request)
+        # An application may put anything else into the address.
+        check_query(request, ("modelId", "cursor"), others=True)
         after = _cursor_of(request)
         info = await self._meant(request, session, after)
         if info is None:
@@ -181,7 +184,7 @@ async def _refuse_lost(link: Link, stream: StreamRef, after: Cursor) -> None:
 
 
 def _cursor_of(request: Request) -> Cursor | None:
-    text = request.query_params.get("cursor") or request.headers.get("last-event-id")
+    text = place_of(request)
     if not text:
         return None
     try:

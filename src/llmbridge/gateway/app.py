@@ -12,7 +12,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
 
 from llmbridge.client.errors import ClientError
 from llmbridge.gateway import ai_sdk, api, openai_chunks, openai_models, page, sse, sse_alias, websocket
@@ -66,6 +67,7 @@ def create_app(gateway: Gateway) -> Starlette:
     )
     # One address, one thing.
     app.router.redirect_slashes = False
+    app.router.default = _nothing_there
     return app
 
 
@@ -104,21 +106,34 @@ def _client_error(_: Request, error: Exception) -> Response:
     return response_of(problem_of(error))
 
 
+async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
+    what = "no WebSocket" if scope["type"] == "websocket" else "nothing"
+    problem = Problem(grpc.StatusCode.NOT_FOUND, f"there is {what} at {scope['path']}")
+    await response_of(problem)(scope, receive, send)
+
+
 def _http_exception(request: Request, error: Exception) -> Response:
-    """Answer for what Starlette itself refuses: addresses and methods that do not exist."""
+    """Answer for what Starlette itself refuses: methods that an address does not have."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        problem = Problem(grpc.StatusCode.NOT_FOUND, f"there is nothing at {request.url.path}")
-    elif error.status_code == 405:
+    if error.status_code == 405:
+        # Starlette names those of one route, and an address may have several.
+        allowed = ", ".join(sorted(_methods_at(request)))
         problem = Problem(
             grpc.StatusCode.UNIMPLEMENTED,
-            f"{request.method} is not for {request.url.path}",
+            f"{request.method} is not for {request.url.path}, which has {allowed}",
             status=405,
-            headers=error.headers,
+            headers={"allow": allowed},
         )
     else:
         problem = Problem(grpc.StatusCode.UNKNOWN, error.detail, status=error.status_code, headers=error.headers)
     return response_of(problem)
+
+
+def _methods_at(request: Request) -> set[str]:
+    app: Starlette = request.app
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    path = next(route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in routes if route.path == path for method in route.methods or ()}
 
 
 def _defect(request: Request, error: Exception) -> Response:

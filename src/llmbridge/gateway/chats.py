@@ -11,7 +11,7 @@ from typing import Any, Self
 import grpc
 
 from llmbridge.client.errors import ClientError, GenerationOver
-from llmbridge.client.values import FinishReason, stream_name
+from llmbridge.client.values import FinishReason
 from llmbridge.gateway.calls import ask
 from llmbridge.gateway.counts import Counts
 from llmbridge.gateway.link import Link
@@ -110,11 +110,10 @@ class Chats:
 
     async def _answer(self, upstream: Upstream, stream: StreamRef, question: Question) -> None:
         """Pipe an answer. Whatever fails, leaving the writer's block gives the stream its end."""
-        name = stream_name(stream.session_id, stream.model_id, stream.response_id)
         clock = asyncio.get_running_loop().time
         begun = clock()
         try:
-            async with self._link.client.write(name, close_timeout=CLOSE_SECONDS) as writer:
+            async with self._link.write(stream, close_timeout=CLOSE_SECONDS) as writer:
                 completion = await upstream.pipe(question, writer)
         except UpstreamError as error:
             self._counts.failed()

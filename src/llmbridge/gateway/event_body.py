@@ -7,7 +7,7 @@ Knows nothing of what the events say.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from llmbridge.client.tasks import stop
 from llmbridge.gateway.extensions import break_off
+from llmbridge.gateway.problems import Problem
 
 __all__ = ["DONE", "KEEP_ALIVE", "Cut", "EventBody", "event", "while_connected"]
 
@@ -73,6 +74,7 @@ class EventBody(Response):
         except TimeoutError:
             if not connected.expired():
                 raise
+            break_off(scope)
 
     async def _write(self, scope: Scope, send: Send) -> None:
         async with aclosing(self._events):
@@ -108,5 +110,7 @@ async def _expire(connected: asyncio.Timeout, receive: Receive) -> None:
 
 
 async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    """Wait until the client is gone. One that never sends the body it announced is none to wait for, either."""
+    with suppress(Problem):
+        while (await receive())["type"] != "http.disconnect":
+            pass

@@ -58,15 +58,19 @@ class _Bounded:
         self._received = 0
         self._complete = False
         self._deadline = asyncio.get_running_loop().time() + BODY_SECONDS
-        declared = Request(scope).headers.get("content-length", "")
+        headers = Request(scope).headers
+        declared = headers.get("content-length", "")
         self._declared = int(declared) if declared.isdecimal() else 0
+        self._asks_first = headers.get("expect", "").lower() == "100-continue"
 
     async def __call__(self) -> Message:
         if self._complete:
             # What is left to come is the client's leaving, and that may take as long as it likes.
             return await self._receive()
         if self._declared > self._maximum:
-            await self._discard()
+            # One that waits to be told to send the body has sent nothing that could be lost.
+            if not self._asks_first:
+                await self._discard()
             raise _too_large(self._maximum, self._declared)
         try:
             async with asyncio.timeout_at(self._deadline):

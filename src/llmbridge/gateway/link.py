@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from llmbridge.client import Client, RetryPolicy
+from llmbridge.client import RetryPolicy, Writer
 from llmbridge.client.connection import Connection
 from llmbridge.client.errors import Unavailable
 from llmbridge.client.reading import Reading
+from llmbridge.client.values import name_of
 from llmbridge.v1.bridge_service_pb2 import SubscribeRequest
+from llmbridge.v1.stream_pb2 import StreamRef
 
 if TYPE_CHECKING:
     # These exist for type checkers only.
@@ -27,12 +29,10 @@ if TYPE_CHECKING:
 
 
 class Link:
-    """The stubs of the bridge's services, and a client for whole responses. Made by `open`."""
+    """The stubs of the bridge's services, readers and writers. Made by `open`."""
 
-    def __init__(self, connection: Connection, client: Client) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.client = client
-        """Writes and reads whole responses, with retries, on a channel of its own."""
         self.bridge: BridgeServiceAsyncStub = connection.bridge
         self.admin: StreamAdminServiceAsyncStub = connection.admin
         self.groups: GroupServiceAsyncStub = connection.groups
@@ -78,6 +78,10 @@ class Link:
             self._reads.discard(read)
             read.close()
 
+    def write(self, stream: StreamRef, *, close_timeout: float) -> Writer:
+        """Make a writer for a whole response, with retries; see Writer."""
+        return Writer(self.connection, name_of(stream), close_timeout=close_timeout)
+
     @classmethod
     @asynccontextmanager
     async def open(cls, target: str) -> AsyncIterator[Self]:
@@ -87,8 +91,7 @@ class Link:
         """
         connection = Connection(target, RetryPolicy())
         try:
-            async with Client(target) as client:
-                yield cls(connection, client)
+            yield cls(connection)
         finally:
             await connection.close()
 

@@ -3,6 +3,7 @@
 `/v1/sessions/a%2Fb` is the session `a/b`, and never the session `a`. Knows nothing of particular endpoints.
 """
 
+import re
 from collections.abc import Iterable
 from urllib.parse import quote, unquote_to_bytes
 
@@ -12,15 +13,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmbridge.gateway.problems import invalid_field
 
+_STRAY_PERCENT = re.compile(r"%(?![0-9a-fA-F]{2})")
+
+
+def decoded(value: str, field: str, where: str) -> str:
+    """Decode a percent-encoded name. Raises Problem, naming the field, for what is none."""
+    try:
+        if _STRAY_PERCENT.search(value) is None:
+            return unquote_to_bytes(value).decode()
+    except UnicodeDecodeError:
+        # Told like the other kind.
+        pass
+    raise invalid_field(field, f"{value[:64]!r} in {where} is not percent-encoded UTF-8")
+
 
 class _NameConvertor(Convertor[str]):
     regex = "[^/]+"
 
     def convert(self, value: str) -> str:
-        try:
-            return unquote_to_bytes(value).decode()
-        except UnicodeDecodeError:
-            raise invalid_field("path", f"{value!r} in the path is not percent-encoded UTF-8") from None
+        return decoded(value, "path", "the path")
 
     def to_string(self, value: str) -> str:
         return quote(value, safe="")

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,10 +25,14 @@ from llmbridge.gateway.chat_chunk import ChatChunks, ChatCompletion, Chunk, erro
 from llmbridge.gateway.chats import Chats
 from llmbridge.gateway.context import Gateway
 from llmbridge.gateway.event_body import DONE, KEEP_ALIVE, Cut, EventBody, event, while_connected
+from llmbridge.gateway.events import reading_problem
 from llmbridge.gateway.link import Link
+from llmbridge.gateway.names import decoded
 from llmbridge.gateway.problems import Problem, invalid_field, problem_of
+from llmbridge.gateway.queries import check_query, place_of
 from llmbridge.gateway.unbroken import unbroken
 from llmbridge.gateway.upstream import Question
+from llmbridge.model.cursor import Cursor
 from llmbridge.v1.bridge_service_pb2 import CancelRequest
 from llmbridge.v1.stream_pb2 import StreamRef
 
@@ -81,7 +85,7 @@ async def chunk_stream(
     except (Unavailable, ClientClosed, Disconnected) as error:
         raise Cut from error
     except ClientError as error:
-        yield event(error_body(error.message, code=error.reason.lower() or None))
+        yield event(_error_of(reading_problem(error)))
         return
     yield DONE
 
@@ -120,11 +124,15 @@ class _Endpoints:
             model_id=names["model_id"],
             response_id=names.get("response_id", ""),
         )
-        await self._gateway.access.check(request, SUBSCRIBE, stream)
-        usage = _FLAGS.get(request.query_params.get("include_usage", "").lower())
-        if usage is None:
-            raise invalid_field("include_usage", "include_usage: neither true nor false")
-        cursor = request.query_params.get("cursor") or request.headers.get("last-event-id", "")
+        try:
+            await self._gateway.access.check(request, SUBSCRIBE, stream)
+            check_query(request, ("cursor", "include_usage"))
+            usage = _FLAGS.get(request.query_params.get("include_usage", "").lower())
+            if usage is None:
+                raise invalid_field("include_usage", "include_usage: neither true nor false")
+            cursor = _cursor_of(request)
+        except Problem as problem:
+            return refusal(problem)
         return EventBody(chunk_stream(self._gateway.link, stream, after_cursor=cursor, include_usage=usage))
 
     async def create(self, request: Request) -> Response:
@@ -135,7 +143,7 @@ class _Endpoints:
         """
         try:
             asked = _asked(await read_object(request), self._gateway.options.upstream_model)
-            session = unquote(request.headers.get(SESSION_HEADER, ""))
+            session = decoded(request.headers.get(SESSION_HEADER, ""), SESSION_HEADER, f"the header {SESSION_HEADER}")
             stream = StreamRef(session_id=session or secrets.token_hex(16), model_id=asked.question.model)
             await self._gateway.access.check(request, PRODUCE, stream)
             stream = await self._chats.start(stream, asked.question)
@@ -180,7 +188,7 @@ def _asked(body: dict[str, Any], default_model: str) -> _Asked:
     """Read a request's body. What only the model server can judge is passed on."""
     model = body.pop("model", None) or default_model
     messages = body.pop("messages", None)
-    options = body.pop("stream_options", None) or {}
+    options = body.pop("stream_options", None)
     streamed = body.pop("stream", None)
     if not isinstance(model, str) or not model:
         raise invalid_field("model", "model: not a text with at least one character")
@@ -188,11 +196,14 @@ def _asked(body: dict[str, Any], default_model: str) -> _Asked:
         raise invalid_field("messages", "messages: not a list with at least one message")
     if streamed is not None and not isinstance(streamed, bool):
         raise invalid_field("stream", "stream: neither true nor false")
-    if not isinstance(options, dict):
+    if not isinstance(options, dict | None):
         raise invalid_field("stream_options", "stream_options: not an object")
+    usage = (options or {}).get("include_usage")
+    if not isinstance(usage, bool | None):
+        raise invalid_field("stream_options.include_usage", "stream_options.include_usage: neither true nor false")
     if body.pop("n", None) not in (None, 1):
         raise invalid_field("n", "n: a stream carries one answer, so only 1 is possible")
-    return _Asked(Question(model, messages, body), bool(streamed), options.get("include_usage") is True)
+    return _Asked(Question(model, messages, body), bool(streamed), bool(usage))
 
 
 def _headers(stream: StreamRef) -> dict[str, str]:
@@ -202,11 +213,22 @@ def _headers(stream: StreamRef) -> dict[str, str]:
 
 def refusal(problem: Problem) -> Response:
     """Write a problem as OpenAI does."""
+    return JSONResponse(_error_of(problem), status_code=problem.status, headers=problem.headers)
+
+
+def _error_of(problem: Problem) -> Chunk:
     info: dict[str, Any] = next((dict(one) for one in problem.details if "reason" in one), {})
-    body = error_body(
+    return error_body(
         problem.message,
         "server_error" if problem.status >= _SERVER_ERRORS else "invalid_request_error",
         param=info.get("metadata", {}).get("field"),
         code=str(info["reason"]).removeprefix("ERROR_REASON_").lower() if info else None,
     )
-    return JSONResponse(body, status_code=problem.status, headers=problem.headers)
+
+
+def _cursor_of(request: Request) -> str:
+    text = place_of(request)
+    try:
+        return text and str(Cursor.parse(text))
+    except ValueError:
+        raise invalid_field("cursor", "cursor: not a cursor of this bridge") from None

@@ -18,7 +18,7 @@ from llmbridge.gateway.context import Gateway
 from llmbridge.gateway.forms import FormField, read_form, schema_of_form
 from llmbridge.gateway.operations import Operation, Parameter
 from llmbridge.gateway.problems import invalid_field
-from llmbridge.gateway.transcoding import fill_from_json, settable_fields
+from llmbridge.gateway.transcoding import fill_from_json, refuse_unknown, settable_fields
 from llmbridge.gateway.upstream import Question
 from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest
 from llmbridge.v1.stream_pb2 import StreamRef
@@ -135,11 +135,13 @@ class _Endpoints:
         stream = StreamRef(session_id=names["sessionId"], model_id=names["modelId"])
         await self._gateway.access.check(request, PRODUCE, stream)
         values = await read_object(request)
-        for name in ("responseId", "response_id"):
-            if name in values:
-                stream.response_id = read_form((_RESPONSE_ID,), {"responseId": values.pop(name)}).get("responseId", "")
+        # What StreamRef calls response_id stands beside CreateStream's own fields here.
+        inner = settable_fields(StreamRef.DESCRIPTOR, {"session_id", "model_id"})
+        outer = settable_fields(CreateStreamRequest.DESCRIPTOR, {"stream"})
+        refuse_unknown(values, inner | outer)
+        fill_from_json(stream, {name: value for name, value in values.items() if name in inner}, inner)
         message = CreateStreamRequest(stream=stream)
-        fill_from_json(message, values, settable_fields(CreateStreamRequest.DESCRIPTOR, {"stream"}))
+        fill_from_json(message, {name: value for name, value in values.items() if name in outer}, outer)
         created = await ask(self._gateway.link, self._gateway.link.admin.CreateStream, message)
         return JSONResponse(
             {

@@ -22,6 +22,7 @@ from llmbridge.gateway.comments import comment_of_call, comment_of_field
 from llmbridge.gateway.context import Gateway
 from llmbridge.gateway.counts import Counts
 from llmbridge.gateway.operations import Operation, Parameter
+from llmbridge.gateway.problems import invalid_field
 from llmbridge.gateway.schemas import object_schema, reference_to, schema_of_field, types_of
 from llmbridge.gateway.table import RULES, SERVICES, Binding, Rule
 from llmbridge.gateway.transcoding import fill_from_json, fill_from_query, json_of, set_field, settable_fields
@@ -102,9 +103,12 @@ class _Endpoint:
             set_field(message, path, value)
         await self.gateway.access.check(request, self.rule.scope, _stream_of(message))
         query = [(name, text) for name, text in request.query_params.multi_items() if name != QUERY_PARAMETER]
-        fill_from_query(message, query, {} if self._has_body else self._fields)
         if self._has_body:
+            if query:
+                raise invalid_field(query[0][0], f"{query[0][0]}: this address takes no query, fields go into the body")
             fill_from_json(message, await read_object(request), self._fields)
+        else:
+            fill_from_query(message, query, self._fields)
         return JSONResponse(json_of(await self._ask(message)))
 
     async def _ask(self, message: Message) -> Message:

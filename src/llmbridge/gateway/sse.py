@@ -29,6 +29,7 @@ from llmbridge.gateway.events import ERROR, HEARTBEAT, Event, error_fields, pass
 from llmbridge.gateway.following import Encoded, Following, connected, opened
 from llmbridge.gateway.places import END, Start, start_of
 from llmbridge.gateway.problems import Problem
+from llmbridge.gateway.queries import check_query, place_of
 from llmbridge.v1.stream_pb2 import StreamRef
 
 MEDIA_TYPE = "text/event-stream"
@@ -144,11 +145,6 @@ def accepts_events(request: Request) -> bool:
     return MEDIA_TYPE in request.headers.get("accept", "").lower()
 
 
-def place_of(request: Request) -> str:
-    """Give the place to go on from: what EventSource keeps, or else what the page wrote into the address."""
-    return request.headers.get("last-event-id") or request.query_params.get("cursor", "")
-
-
 def get(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
     """Make a route for GET alone: HEAD, which routes allow with it, would wait for a body's end."""
     route = Route(path, endpoint, methods=["GET"])
@@ -172,6 +168,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
             session_id=names["session_id"], model_id=names["model_id"], response_id=names.get("response_id", "")
         )
         await gateway.access.check(request, SUBSCRIBE, stream)
+        check_query(request, ("cursor", "position"))
         start = start_of(place_of(request), request.query_params.get("position", ""))
         return EventSource(gateway, encoded, stream, start, shape=shape, accepts_events=accepts_events(request))
 

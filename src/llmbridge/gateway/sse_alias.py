@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,9 +20,11 @@ from llmbridge.gateway.access import SUBSCRIBE
 from llmbridge.gateway.context import Gateway
 from llmbridge.gateway.events import HEARTBEAT, Event, passes
 from llmbridge.gateway.following import Encoded, connected, opened
+from llmbridge.gateway.names import decoded
 from llmbridge.gateway.newest import newest_response
 from llmbridge.gateway.places import Start, start_of
 from llmbridge.gateway.problems import Problem, invalid_field
+from llmbridge.gateway.queries import check_query, place_of
 from llmbridge.gateway.sse import (
     EventSource,
     Shape,
@@ -31,7 +33,6 @@ from llmbridge.gateway.sse import (
     get,
     nothing_more,
     only,
-    place_of,
     retry,
 )
 from llmbridge.v1.stream_pb2 import STREAM_STATE_OPEN, StreamInfo, StreamRef
@@ -42,6 +43,7 @@ HEARTBEAT_SECONDS = 15.0
 LOOK_SECONDS = (0.1, 1.0)
 """How often a page that waits looks for its response: at first, and later."""
 
+_QUERY = ("modelId", "responseId")
 _NAMES = ("sessionId", "modelId", "responseId")
 
 
@@ -58,6 +60,8 @@ class _Alias:
         self._encoded = Encoded(unnamed, lambda event, stream: _shape(stream).write(event))
 
     async def get(self, request: Request) -> Response:
+        # Pages that exist may put anything else into their addresses.
+        check_query(request, (*_QUERY, "cursor", "position"), others=True)
         query = request.query_params
         stream = StreamRef(
             session_id=request.path_params["session_id"],
@@ -134,8 +138,8 @@ def _divide(place: str) -> tuple[tuple[str, str] | None, str]:
     match place.split("/"):
         case [only]:
             return None, only
-        case [model, response, rest]:
-            return (unquote(model), unquote(response)), rest
+        case [model, response, rest] if model:
+            return (decoded(model, "cursor", "the event's id"), decoded(response, "cursor", "the event's id")), rest
         case _:
             raise invalid_field("cursor", "cursor: this is not the id of an event")
 

@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from llmbridge.gateway.problems import invalid_field
 
-__all__ = ["fill_from_json", "fill_from_query", "json_of", "set_field", "settable_fields"]
+__all__ = ["fill_from_json", "fill_from_query", "json_of", "refuse_unknown", "set_field", "settable_fields"]
 
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _BOOLEANS = {"true": True, "false": False}
@@ -28,10 +28,10 @@ _INTEGER_TYPES = frozenset(
     }
 )
 _WORDS = {
-    FieldDescriptor.CPPTYPE_INT32: "a whole number, or one as text",
-    FieldDescriptor.CPPTYPE_INT64: "a whole number, or one as text",
-    FieldDescriptor.CPPTYPE_UINT32: "a whole number from 0, or one as text",
-    FieldDescriptor.CPPTYPE_UINT64: "a whole number from 0, or one as text",
+    FieldDescriptor.CPPTYPE_INT32: "a whole number of 32 bits, or one as text",
+    FieldDescriptor.CPPTYPE_INT64: "a whole number of 64 bits, or one as text",
+    FieldDescriptor.CPPTYPE_UINT32: f"a whole number from 0 to {2**32 - 1}, or one as text",
+    FieldDescriptor.CPPTYPE_UINT64: f"a whole number from 0 to {2**64 - 1}, or one as text",
     FieldDescriptor.CPPTYPE_DOUBLE: "a number",
     FieldDescriptor.CPPTYPE_FLOAT: "a number",
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
@@ -65,11 +65,10 @@ def set_field(message: Message, path: str, value: Any) -> None:
 
 def fill_from_json(message: Message, values: Mapping[str, Any], allowed: Mapping[str, FieldDescriptor]) -> None:
     """Set a message's fields from a JSON object. Raises Problem, naming the field, for what does not fit."""
+    refuse_unknown(values, allowed)
     seen: dict[str, str] = {}
     for name in values:
-        field = allowed.get(name)
-        if field is None:
-            raise _unknown(name, allowed)
+        field = allowed[name]
         if field.name in seen:
             raise invalid_field(name, f"{name} is there twice, also as {seen[field.name]}")
         seen[field.name] = name
@@ -81,6 +80,13 @@ def fill_from_json(message: Message, values: Mapping[str, Any], allowed: Mapping
         path, why = _locate(values, _descriptor_of(message), "")
         raise invalid_field(path, f"{path}: {why}" if path else why) from None
     message.MergeFrom(parsed)
+
+
+def refuse_unknown(names: Iterable[str], allowed: Mapping[str, FieldDescriptor]) -> None:
+    """Raise Problem for a name that is none of a field."""
+    for name in names:
+        if name not in allowed:
+            raise _unknown(name, allowed)
 
 
 def fill_from_query(message: Message, pairs: Iterable[tuple[str, str]], allowed: Mapping[str, FieldDescriptor]) -> None:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from llmbridge.client.errors import ClientError
@@ -27,7 +29,7 @@ from llmbridge.gateway.context import Gateway
 from llmbridge.gateway.events import COMPLETE, HEARTBEAT, Event, dump, error_fields, passes
 from llmbridge.gateway.following import Encoded, connected, opened
 from llmbridge.gateway.places import Start
-from llmbridge.gateway.problems import Problem, error_info, invalid_field
+from llmbridge.gateway.problems import Problem, error_info, invalid_field, response_of
 from llmbridge.gateway.websocket_frames import BadFrame, Cancel, Frame, Ping, Subscribe, Unsubscribe, read_frame
 from llmbridge.v1.bridge_service_pb2 import CancelRequest
 from llmbridge.v1.stream_pb2 import StreamRef
@@ -221,4 +223,13 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     async def serve(socket: WebSocket) -> None:
         await _Socket(gateway, encoded, socket).serve()
 
-    return [WebSocketRoute(PATH, serve)]
+    async def refuse(_: Request) -> Response:
+        problem = Problem(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "this is for a WebSocket: connect to it by ws:// or wss://",
+            status=426,
+            headers={"upgrade": "websocket", "connection": "upgrade"},
+        )
+        return response_of(problem)
+
+    return [WebSocketRoute(PATH, serve), Route(PATH, refuse, methods=["GET"])]

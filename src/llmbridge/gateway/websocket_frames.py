@@ -13,6 +13,7 @@ out.
 import json
 from dataclasses import dataclass
 
+from llmbridge.gateway.bodies import shown, unique_fields
 from llmbridge.gateway.places import Start, start_of
 from llmbridge.gateway.problems import Problem, invalid_field
 from llmbridge.v1.stream_pb2 import StreamRef
@@ -79,13 +80,16 @@ class BadFrame(Exception):
 def read_frame(text: str) -> Frame:
     """Read a frame. Raises BadFrame, naming the field."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=unique_fields)
+    except Problem as problem:
+        raise BadFrame(problem) from None
     except (ValueError, RecursionError):
         raise BadFrame(invalid_field("frame", "frame: this is not JSON")) from None
     if not isinstance(fields, dict):
         raise BadFrame(invalid_field("frame", "frame: must be a JSON object"))
     given = fields.get("id")
-    id_ = given if isinstance(given, str) and len(given) <= MAX_ID_CHARACTERS else ""
+    # One that can't be sent back is not.
+    id_ = given if isinstance(given, str) and len(given) <= MAX_ID_CHARACTERS and _is_unicode(given) else ""
     try:
         return _decode(fields)
     except Problem as problem:
@@ -99,7 +103,7 @@ def _decode(fields: dict[str, object]) -> Frame:
     texts: dict[str, str] = {}
     for name, value in fields.items():
         if name not in _REQUIRED[kind] + _OPTIONAL[kind]:
-            raise invalid_field(name[:64], f"{name[:64]}: {kind} has no such field")
+            raise invalid_field(shown(name), f"{shown(name)}: {kind} has no such field")
         if not isinstance(value, str):
             raise invalid_field(name, f"{name}: must be a string")
         texts[name] = value

@@ -5,13 +5,12 @@ Knows nothing of what the gateway serves.
 
 import asyncio
 import logging
-import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from llmbridge.gateway.instance import Instance
-from llmbridge.server.run_directory import make_run_directory
+from llmbridge.server.run_directory import socket_directory
 from llmbridge.settings import Settings
 
 __all__ = ["DEFAULT_HTTP_PORT", "HttpCannotStart", "http_gateway", "private_socket", "run_gateway"]
@@ -29,11 +28,8 @@ class HttpCannotStart(Exception):
 @asynccontextmanager
 async def private_socket() -> AsyncIterator[str]:
     """Give the address of a Unix socket that only this user can reach, for the gateway in the bridge's own process."""
-    directory = make_run_directory("bridge.sock")
-    try:
+    with socket_directory("bridge.sock") as directory:
         yield f"unix:{directory / 'bridge.sock'}"
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @asynccontextmanager

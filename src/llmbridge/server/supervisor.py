@@ -7,7 +7,6 @@ nothing itself and loads nothing that does, so that it stays small and has nothi
 import asyncio
 import logging
 import secrets
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pydantic import SecretStr
 
 from llmbridge.server.assignment import SOCKET_NAME, Assignment, Place
 from llmbridge.server.ports import reserved
-from llmbridge.server.run_directory import make_run_directory
+from llmbridge.server.run_directory import socket_directory
 from llmbridge.server.starting import CannotStart
 from llmbridge.server.which_redis import which_redis
 from llmbridge.server.workers import Worker
@@ -44,8 +43,7 @@ async def supervise(
         http_port = settings.http_port
         if http_port is not None:
             http_port = _reserve(shared, "LLMBRIDGE_HTTP_HOST, LLMBRIDGE_HTTP_PORT", settings.http_host, http_port)
-        directory = make_run_directory(SOCKET_NAME.format(settings.workers))
-        shared.callback(shutil.rmtree, directory, ignore_errors=True)
+        directory = shared.enter_context(socket_directory(SOCKET_NAME.format(settings.workers)))
 
         def begin() -> None:
             announce(port)

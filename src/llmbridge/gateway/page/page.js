@@ -79,7 +79,9 @@ function onChange(letter, reader, before) {
   const isOver = ["complete", "failed"].includes(reader.state);
   const how = reader.finishReason ? ` (${reader.finishReason})` : "";
   const cuts = reader.cuts ? `, cut ${reader.cuts}×` : "";
-  state.textContent = `${reader.state}${how}: ${count(reader.tokens)}${cuts}${reader.problem ? `: ${reader.problem}` : ""}`;
+  state.textContent = reader.problem
+    ? `${reader.state} after ${count(reader.tokens)}${cuts}: ${reader.problem}`
+    : `${reader.state}${how}: ${count(reader.tokens)}${cuts}`;
   state.className = reader.problem ? "state bad" : reader.state === "complete" ? "state good" : "state";
   setDisabled(byId(`cut-${letter}`), isOver || !reader.isReading);
   setDisabled(byId("stop"), readers.every((one) => ["complete", "failed"].includes(one.state)));
@@ -88,6 +90,8 @@ function onChange(letter, reader, before) {
     tell(`${name} is cut off after ${count(reader.tokens)}, for ${CUT_MS / 1000} s.`);
   } else if (reader.state === "reading" && before === "connecting" && reader.cuts) {
     tell(`${name} is back and goes on after token ${reader.tokens}.`);
+  } else if (reader.finishReason === "error") {
+    tell(`The answer failed: ${reader.problem}`, "bad");
   } else if (reader.problem) {
     tell(`${name}: ${reader.problem}`, "bad");
   }
@@ -110,6 +114,8 @@ function compare() {
 }
 
 function goTo(stream) {
+  // On a small screen the answer is below what asked for it.
+  byId("text-a").closest("article").scrollIntoView({ block: "nearest" });
   if (toHash(stream) === location.hash) {
     show(stream);
   } else {

@@ -100,12 +100,13 @@ export class Reader {
       this.#change("reading");
     } else if (data.type === "complete") {
       this.#check(data.sequence);
-      this.#end();
       this.finishReason = data.finishReason;
       if (data.finishReason === "error") {
-        this.problem = data.errorMessage ?? "the generation failed";
+        this.#fail(this.problem || (data.errorMessage ?? "the generation failed"));
+      } else {
+        this.#end();
+        this.#change("complete");
       }
-      this.#change("complete");
     } else if (data.type === "error") {
       this.#fail(data.message);
     }
