@@ -4,12 +4,14 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmbridge.log.connections import Connector
+from llmbridge.log.link import Link
 from llmbridge.log.wakeups import WakeUps
 from llmbridge.v1.bridge_service_pb2 import POSITION_LATEST, SubscribeRequest
 from tests.support.bridge_process import BridgeProcess
@@ -155,28 +157,27 @@ async def test_it_drains_also_while_redis_is_away(own_redis: RedisProcess, key_p
             await running.ended
 
 
-@pytest.mark.parametrize("which", ["_receive", "_send", "_watch"])
 @pytest.mark.parametrize("turns", range(8))
 async def test_it_ends_also_when_redis_breaks_at_that_very_moment(
-    shared_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch, turns: int, which: str
+    shared_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     """On Ctrl-C an embedded Redis goes in the same turn of the loop; a task group then forgets the cancellation."""
     wake_ups = WakeUps(Connector(shared_redis.url, PATIENCE_SECONDS))
-    connected, breaks = asyncio.Event(), asyncio.Event()
+    links: asyncio.Queue[Link] = asyncio.Queue()
+    open_ = Connector.open
 
-    async def fail() -> None:
-        connected.set()
-        await breaks.wait()
-        raise ConnectionError("gone")
+    async def open_and_tell(*arguments: Any) -> Link:
+        links.put_nowait(link := await open_(*arguments))
+        return link
 
-    monkeypatch.setattr(wake_ups, which, fail)
+    monkeypatch.setattr(Connector, "open", open_and_tell)
     running = asyncio.create_task(wake_ups.run())
-    await connected.wait()
-    breaks.set()
+    link = await links.get()
+    link.end(ConnectionError("gone"))
     for _ in range(turns):
         await asyncio.sleep(0)
     running.cancel()
-    done, _ = await asyncio.wait([running], timeout=2)
+    done, _ = await asyncio.wait([running], timeout=PATIENCE_SECONDS)
     running.cancel()
     await asyncio.wait([running])
     assert done

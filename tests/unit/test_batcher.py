@@ -49,12 +49,12 @@ async def _running(
         await run
 
 
-async def _submitted(batcher: Batcher[int, int], *items: int) -> list["asyncio.Task[int]"]:
+async def _submitted(batcher: Batcher[int, int], *items: int) -> list["asyncio.Future[int]"]:
     """Submit and let the batcher have a look."""
-    tasks = [asyncio.create_task(batcher.submit(item)) for item in items]
+    futures = [batcher.submit(item) for item in items]
     for _ in range(3):
         await asyncio.sleep(0)
-    return tasks
+    return futures
 
 
 async def test_what_waits_while_one_batch_is_under_way_goes_with_the_next() -> None:
@@ -159,13 +159,13 @@ async def test_one_that_is_finished_carries_what_waits_and_ends() -> None:
     exchange = Exchange()
     batcher = Batcher(exchange.carry, 1, abs, 100)
     run = asyncio.create_task(batcher.run())
-    tasks = await _submitted(batcher, 1, 2, 3)
+    futures = await _submitted(batcher, 1, 2, 3)
     batcher.finish()
     with pytest.raises(RedisUnavailable, match="stopped"):
         await batcher.submit(4)
     exchange.go.set()
     async with asyncio.timeout(5):
-        assert await asyncio.gather(*tasks) == [2, 4, 6]
+        assert await asyncio.gather(*futures) == [2, 4, 6]
         await run
     assert exchange.batches == [[1], [2], [3]]
 

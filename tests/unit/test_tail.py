@@ -6,7 +6,7 @@ import pytest
 
 from llmbridge.hub.tail import MESSAGE_BYTES, WINDOW_BYTES, WINDOW_ENTRIES, Tail
 from llmbridge.log.reading import Tip
-from llmbridge.log.wakeups import WakeUp
+from llmbridge.log.wakeup import WakeUp
 from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.records import Run, checksum_of
 from llmbridge.rpc.wire import ProtoWire
@@ -99,13 +99,34 @@ class TestWakeUps:
         tail = new_tail()
         assert not tail.accept(wake_up(run(2, "b"), run(1, "a")))
 
+    @pytest.mark.parametrize(
+        "message",
+        [
+            b"7 1 1 1000 0000000\xff - 0\nx",  # no text
+            b"7 1 1 1000 00000000 -\nx",  # too few
+            b"7 1 1 1000 00000000 - 0 0\nx",  # too many
+            b"7 one 1 1000 00000000 - 0\nx",  # no number
+        ],
+    )
+    def test_what_is_none_is_told_as_a_value_error(self, message: bytes) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            WakeUp.parse(message)
+
+    def test_what_a_script_says_is_read(self) -> None:
+        assert WakeUp.parse(b"7 3 4 1000 0a0b0c0d 00ff00ff 1\nfrag\nment") == WakeUp(
+            7, 3, 4, "0a0b0c0d", "00ff00ff", 1_000, True, b"frag\nment"
+        )
+        first = WakeUp.parse(b"7 1 1 1000 0a0b0c0d - 0\n")
+        assert first == WakeUp(7, 1, 1, "0a0b0c0d", None, 1_000, False, b"")
+        assert WakeUp.parse(b"7 1 1 1000 0a0b0c0d - 0") is None
+
 
 class TestWindow:
     def test_old_entries_leave_by_number(self) -> None:
         tail, runs = new_tail(), [run(i, f"{i}") for i in range(1, WINDOW_ENTRIES + 101)]
         for entry in runs:
             tail.extend(entry)
-        assert len(tail._window) == len(tail._by_first) == WINDOW_ENTRIES
+        assert len(tail._window) == WINDOW_ENTRIES
         assert tail.message_after(after(runs[98])) is None
         assert texts_after(tail, after(runs[99])) == ([f"{i}" for i in range(101, 357)], after(runs[-1]), False)
 
@@ -114,7 +135,7 @@ class TestWindow:
         for i in range(1, 101):
             tail.extend(run(i, "x" * 10_000))
             assert tail._window_bytes == sum(chunk.size for chunk in tail._window) <= WINDOW_BYTES
-        assert len(tail._by_first) == len(tail._window) == WINDOW_BYTES // 10_000
+        assert len(tail._window) == WINDOW_BYTES // 10_000
 
     def test_the_last_entry_stays_whatever_its_size(self) -> None:
         tail, small, large = new_tail(), run(1, "a"), run(2, "x" * (WINDOW_BYTES + 1))
@@ -147,7 +168,7 @@ class TestWindow:
         tail.extend(run(1, "a"))
         tail.jump(Tip(Cursor(7, 900, "0badcafe"), 10, 1, True))
         assert tail.message_after(START) is None
-        assert (len(tail._window), len(tail._by_first), tail._window_bytes) == (0, 0, 0)
+        assert (len(tail._window), tail._window_bytes) == (0, 0)
         assert tail.sealed
         nine_hundred_one = run(901, "b")
         tail.extend(nine_hundred_one)

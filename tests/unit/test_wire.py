@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from google.protobuf.message import Message
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from llmbridge.errors import InvalidField, LimitExceeded
@@ -12,7 +12,7 @@ from llmbridge.model.records import MAX_SEQUENCE, Append, FinishReason, Producer
 from llmbridge.rpc.convert import finish_reason_to_proto
 from llmbridge.rpc.limits import Limits
 from llmbridge.rpc.produce import decode_append
-from llmbridge.rpc.records import decode_records
+from llmbridge.rpc.records import decode_records, is_plain_text
 from llmbridge.rpc.wire import ProtoWire
 from llmbridge.v1.bridge_service_pb2 import ProduceRequest, SubscribeResponse, WriterAppend
 from llmbridge.v1.stream_pb2 import StreamRef
@@ -99,6 +99,35 @@ def test_an_append_of_many_is_stored_as_a_request_of_its_own_would_be(request: P
         of_many.completion.CopyFrom(request.completion)
     expected = _decode(request)
     assert decode_records(of_many, expected.producer, LIMITS) == expected
+
+
+PLAIN = {"text", "role", "timestamp_ms"}
+TIMES = st.one_of(st.sampled_from([0, 2**35 - 1, 2**35, 2**42 - 1, 2**42, -1]), st.integers(2**35, 2**42))
+
+
+@given(tokens(), TIMES)
+def test_what_is_plain_text_is_seen_in_its_encoding(token: Token, time_ms: int) -> None:
+    token.timestamp_ms = time_ms
+    is_plain = {field.name for field, _ in token.ListFields()} <= PLAIN
+    in_six_bytes = time_ms == 0 or 2**35 <= time_ms < 2**42
+    encoded = WriterAppend(tokens=[token], writer=1, first_sequence=2, append_id=3).SerializeToString()
+    seen = is_plain_text(encoded)
+    event("plain" if seen else "not plain")
+    assert seen == (is_plain and token.HasField("text") and in_six_bytes)
+
+
+@pytest.mark.parametrize(("length", "is_short"), [(125, True), (126, False), (200, False), (20_000, False)])
+def test_only_short_text_is_plain(length: int, is_short: bool) -> None:
+    text = "x" * length
+    assert is_plain_text(SubscribeResponse(tokens=[Token(text=text)]).SerializeToString()) == is_short
+    request = ProduceRequest(tokens=[Token(text=text)])
+    expected = SubscribeResponse(tokens=request.tokens).SerializeToString()
+    assert _decode(request, replace(LIMITS, max_token_bytes=30_000)).fragment == expected
+
+
+def test_short_text_has_the_limits_of_all() -> None:
+    with pytest.raises(LimitExceeded, match="max_token_bytes"):
+        _decode(ProduceRequest(tokens=[Token(text="x" * 20)]), replace(LIMITS, max_token_bytes=21))
 
 
 @given(st.lists(produce_requests(), min_size=1, max_size=3), st.integers(0, MAX_SEQUENCE), st.integers(0, 2**62))

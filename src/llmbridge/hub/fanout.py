@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from llmbridge.errors import HistoryGone, RedisUnavailable
 from llmbridge.hub.tail import Listener, Tail
 from llmbridge.log.reading import LogReader
-from llmbridge.log.wakeups import Channels, WakeUp
+from llmbridge.log.wakeup import WakeUp
+from llmbridge.log.wakeups import Channels
 from llmbridge.model.wire import Wire
 
 LONGEST_POLL_SECONDS = 5.0

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from llmbridge.log.reading import Tip
-from llmbridge.log.wakeups import Subscription, WakeUp
+from llmbridge.log.wakeup import WakeUp
+from llmbridge.log.wakeups import Subscription
 from llmbridge.model.cursor import NO_CHECKSUM, Cursor
 from llmbridge.model.records import Run
 from llmbridge.model.wire import Wire
@@ -48,7 +49,7 @@ class Chunk(Found):
     One object for all of it: thousands of windows are more than the garbage collector should look through.
     """
 
-    __slots__ = ("appended_ms", "before", "first", "fragments", "size")
+    __slots__ = ("appended_ms", "before", "fragments", "size")
 
     cursor: Cursor
 
@@ -59,7 +60,6 @@ class Chunk(Found):
         self.cursor = cursor
         self.ended = sealed
         self.before = before
-        self.first = before.sequence + 1
         self.appended_ms = appended_ms
         self.fragments = fragments
         self.size = size
@@ -92,7 +92,6 @@ class Tail:
         """What comes next for those who had everything before the last change."""
         self._wire = wire
         self._window: deque[Chunk] = deque()
-        self._by_first: dict[int, Chunk] = {}
         self._window_bytes = 0
 
     def accept(self, wake_up: WakeUp) -> bool:
@@ -106,7 +105,9 @@ class Tail:
         elif first != before.sequence + 1 or previous_checksum != before.checksum or incarnation != before.incarnation:
             return False
         size = len(fragment)
-        self._add(before, Cursor(incarnation, last, checksum), sealed, appended_ms, (fragment,), size, size)
+        # Not by the class's own constructor: that takes twice as long, and there is one for each token.
+        cursor = tuple.__new__(Cursor, (incarnation, last, checksum))
+        self._add(before, cursor, sealed, appended_ms, (fragment,), size, size)
         return True
 
     def extend(self, run: Run) -> None:
@@ -140,12 +141,9 @@ class Tail:
             chunk = self.newest = Chunk(before, cursor, sealed, appended_ms, fragments, size)
             window = self._window
             window.append(chunk)
-            self._by_first[chunk.first] = chunk
             self._window_bytes += size
             while len(window) > WINDOW_ENTRIES or (self._window_bytes > WINDOW_BYTES and len(window) > 1):
-                oldest = window.popleft()
-                del self._by_first[oldest.first]
-                self._window_bytes -= oldest.size
+                self._window_bytes -= window.popleft().size
         for listener in self.listeners:
             listener()
 
@@ -153,7 +151,6 @@ class Tail:
         """Stand at the log's end without the records before it; readers get those from the log."""
         self.newest = None
         self._window.clear()
-        self._by_first.clear()
         self._window_bytes = 0
         self.cursor = tip.cursor
         self.largest = tip.largest
@@ -180,31 +177,43 @@ class Tail:
         chunk = self.newest
         if chunk is None:
             return None
-        if chunk.before is not cursor:
-            chunk = self._by_first.get(cursor.sequence + 1)
-            if chunk is None or chunk.before != cursor:
-                return None
-            if chunk is not self.newest:
-                chunks = self._joinable(chunk)
-                if len(chunks) > 1:
-                    return self._joined(chunks)
+        if chunk.cursor is cursor:
+            return None
+        if chunk.before is not cursor and chunk.before != cursor:
+            chunks = self._chunks_after(cursor)
+            if len(chunks) != 1:
+                return self._joined(chunks) if chunks else None
+            [chunk] = chunks
         if not chunk.message:
-            chunk.message = self._wire.message(chunk.fragments, chunk.first, str(chunk.cursor), chunk.appended_ms)
+            chunk.message = self._wire.message(
+                chunk.fragments, chunk.before.sequence + 1, str(chunk.cursor), chunk.appended_ms
+            )
         return chunk
 
-    def _joinable(self, chunk: Chunk) -> list[Chunk]:
-        chunks, size = [chunk], chunk.size
-        while (following := self._by_first.get(chunks[-1].cursor.sequence + 1)) is not None:
-            size += following.size
-            if size > MESSAGE_BYTES:
+    def _chunks_after(self, cursor: Cursor) -> list[Chunk]:
+        """Give what comes next for one that is some entries behind, as much as goes into a message; nothing if it is
+        not live.
+        """
+        behind: list[Chunk] = []
+        # From the newest on: most are but a few entries behind.
+        for chunk in reversed(self._window):
+            behind.append(chunk)
+            if chunk.before.sequence <= cursor.sequence:
                 break
-            chunks.append(following)
-        return chunks
+        behind.reverse()
+        if not behind or behind[0].before != cursor:
+            return []
+        size = 0
+        for place, chunk in enumerate(behind):
+            size += chunk.size
+            if size > MESSAGE_BYTES and place:
+                return behind[:place]
+        return behind
 
     def _joined(self, chunks: Sequence[Chunk]) -> Found:
         fragments = [fragment for chunk in chunks for fragment in chunk.fragments]
         last = chunks[-1]
-        message = self._wire.message(fragments, chunks[0].first, str(last.cursor), last.appended_ms)
+        message = self._wire.message(fragments, chunks[0].before.sequence + 1, str(last.cursor), last.appended_ms)
         return Found(message, last.cursor, last.ended)
 
     def tell_readers(self) -> None:

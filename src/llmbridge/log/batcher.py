@@ -6,6 +6,7 @@ just gone and came from other sources: a single producer, however fast, and a br
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -42,31 +43,33 @@ class Batcher(Generic[Item, Result]):
         self._linger_seconds = linger_seconds
         self._count_of = count_of
         self._waiting_count = 0
-        self._carried_at = 0.0
+        self._carried_at = -math.inf
         self._carried_source: object = None
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._wake = asyncio.Event()
+        self._idle: asyncio.Future[None] | None = None
         self._closed = False
 
-    async def submit(self, item: Item) -> Result:
-        """Have one item carried and return its result. Cancelling the caller does not take the item back."""
+    def submit(self, item: Item) -> "asyncio.Future[Result]":
+        """Have one item carried; the future gets its result. Cancelling that does not take the item back."""
         if self._closed:
             raise RedisUnavailable("this bridge has stopped using this connection")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._waiting_count += self._count_of(item)
-        self._wake.set()
-        return await future
+        self._wake()
+        return future
 
     async def run(self) -> None:
         """Carry until cancelled, or finished; then what still waits fails with RedisUnavailable (it was never sent)."""
         try:
-            while self._waiting or not self._closed:
-                await self._wake.wait()
-                self._wake.clear()
+            while True:
                 while self._waiting:
                     await self._linger()
                     await self._carry_one_batch()
+                if self._closed:
+                    return
+                self._idle = asyncio.get_running_loop().create_future()
+                await self._idle
         finally:
             self._closed = True
             while self._waiting:
@@ -76,7 +79,11 @@ class Batcher(Generic[Item, Result]):
     def finish(self) -> None:
         """Take no more items, and end when those that wait are carried."""
         self._closed = True
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def _linger(self) -> None:
         if self._waiting_count >= self._max_items:

@@ -38,9 +38,8 @@ def slot_of(key: str | bytes) -> int:
 class Cluster:
     """The map. `load` it first; `run` must be running to keep it fresh."""
 
-    def __init__(self, connector: Connector, timeout_seconds: float) -> None:
+    def __init__(self, connector: Connector) -> None:
         self._connector = connector
-        self._timeout_seconds = timeout_seconds
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._trouble = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
@@ -112,7 +111,7 @@ class Cluster:
             await asyncio.sleep(pause_seconds(fruitless))
 
     async def _ask(self, address: Address) -> list[Address | None]:
-        exchange = Exchange(self._connector, "map", self._timeout_seconds, address)
+        exchange = Exchange(self._connector, "map", address)
         try:
             slots, info = await exchange.send([("CLUSTER", "SLOTS"), ("INFO", "server")])
         finally:

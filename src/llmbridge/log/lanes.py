@@ -44,7 +44,7 @@ class Wire:
         troubled = cluster.trouble if cluster is not None else lambda: None
         self.address = address
         name = f"{purpose}-asking" if asking else purpose
-        self.exchange = Exchange(servers.connector, name, servers.timeout_seconds, address, troubled)
+        self.exchange = Exchange(servers.connector, name, address, troubled)
         self._asking = asking
         self._in_cluster = cluster is not None
 

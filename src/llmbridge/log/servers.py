@@ -26,10 +26,9 @@ class Servers:
 
     def __init__(self, url: str, timeout_seconds: float, acks: ReplicaAcks = NO_REPLICA_ACKS) -> None:
         self.connector = Connector(url, timeout_seconds)
-        self.timeout_seconds = timeout_seconds
         self.acks = acks
         is_cluster = self.connector.url.topology is Topology.CLUSTER
-        self.cluster = Cluster(self.connector, timeout_seconds) if is_cluster else None
+        self.cluster = Cluster(self.connector) if is_cluster else None
         self.wake = Wake.SPUBLISH if is_cluster else Wake.PUBLISH
         """How scripts wake readers that store nothing which a replica must have first."""
 
@@ -41,7 +40,7 @@ class Servers:
             raise WrongRedis("it is a node of a Redis Cluster: use redis+cluster:// or rediss+cluster://")
 
     async def _is_part_of_a_cluster(self) -> bool:
-        exchange = Exchange(self.connector, "check", self.timeout_seconds)
+        exchange = Exchange(self.connector, "check")
         try:
             [info] = await exchange.send([("INFO", "cluster")])
         except ConnectionBroken as error:

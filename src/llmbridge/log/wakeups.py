@@ -8,11 +8,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
+from hiredis import pack_command
 from redis.exceptions import RedisError
 
-from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector, replies_at_hand, write
+from llmbridge.log.connections import LONGEST_PAUSE_SECONDS, Breaker, Connector
+from llmbridge.log.link import Link
 from llmbridge.redis_url import Address
 
 PING_SECONDS = 5.0
@@ -24,41 +26,6 @@ CONFIRM_SECONDS = 2.0
 WATCH_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
-
-
-class WakeUp(NamedTuple):
-    """The entry that a script stored, as it tells it. A tuple, because there is one for each token.
-
-    `previous_checksum` is that of the entry before it; None where it is the first of its stream.
-    """
-
-    incarnation: int
-    first: int
-    last: int
-    checksum: str
-    previous_checksum: str | None
-    appended_ms: int
-    sealed: bool
-    fragment: bytes
-
-    @classmethod
-    def parse(cls, message: bytes) -> "WakeUp | None":
-        """Decode a message; None where it says no more than that there is something to see. Raises ValueError."""
-        head, separator, fragment = message.partition(b"\n")
-        if not separator:
-            return None
-        incarnation, first, last, appended_ms, checksum, previous, sealed = head.split(b" ")
-        return cls(
-            int(incarnation),
-            int(first),
-            int(last),
-            checksum.decode(),
-            None if previous == b"-" else previous.decode(),
-            int(appended_ms),
-            sealed == b"1",
-            fragment,
-        )
-
 
 Listener = Callable[[bytes | None], None]
 """Called with each message, and with None where messages may have been lost."""
@@ -120,16 +87,15 @@ class WakeUps:
         troubled: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self._connector = connector
-        self._connection = connector.make("wakeups", address)
+        self._address = address
         self._dialect = dialect
         self._message = dialect.message
         self._troubled = troubled
         self._subscriptions: dict[bytes, Subscription] = {}
         # A channel may be dropped and wanted again before Redis confirms either; only the last word counts.
         self._unconfirmed: dict[bytes, int] = {}
-        self._outbox: list[tuple[bytes, bytes]] = []
-        self._outbox_filled = asyncio.Event()
-        self._heard_at = 0.0
+        self._outbox: list[bytes] = []
+        self._link: Link | None = None
         self._asked_at = 0.0
 
     def subscribe(self, channel: str, listener: Listener) -> Subscription:
@@ -158,91 +124,76 @@ class WakeUps:
     async def run(self) -> None:
         """Keep a connection and dispatch its messages until cancelled."""
         breaker = Breaker()
-        try:
-            while True:
-                began = asyncio.get_running_loop().time()
-                try:
-                    async with asyncio.timeout(PING_SECONDS):
-                        await self._connector.open(self._connection)
-                    await self._talk()
-                except (RedisError, OSError, TimeoutError) as error:
-                    logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", error)
-                    self._troubled(error)
-                await self._connection.disconnect(nowait=True)
-                self._start_over()
-                if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_SECONDS:
-                    # It worked for a while. Where Redis refuses to subscribe, connecting alone proves nothing.
-                    breaker.succeeded()
-                breaker.failed()
-                await asyncio.sleep(breaker.pause_left)
-        finally:
-            await self._connection.disconnect(nowait=True)
-
-    async def _talk(self) -> None:
-        """Send, receive and watch until one of them fails.
-
-        Not a task group: before Python 3.13 one that fails in the same turn of the loop forgets a cancellation.
-        """
-        tasks = [
-            asyncio.create_task(run(), name=f"wake-ups, {run.__name__}")
-            for run in (self._receive, self._send, self._watch)
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in done:
-            task.result()
-
-    def _post(self, verb: bytes, channel: bytes) -> None:
-        self._outbox.append((verb, channel))
-        self._outbox_filled.set()
-
-    def _start_over(self) -> None:
-        self._outbox.clear()
-        self._unconfirmed.clear()
-        for subscription in self._subscriptions.values():
-            subscription.confirmed.clear()
-            self._post(self._dialect.subscribe, subscription.channel)
-
-    async def _send(self) -> None:
         while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled.clear()
-            outbox, self._outbox = self._outbox, []
-            for verb, channel in outbox:
-                if verb == self._dialect.subscribe:
-                    self._unconfirmed[channel] = self._unconfirmed.get(channel, 0) + 1
-            self._asked_at = asyncio.get_running_loop().time()
-            await write(self._connection, b"".join(self._connection.pack_commands(outbox)))
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._listen()
+            except (RedisError, OSError, TimeoutError) as error:
+                logger.warning("wake-ups are interrupted, readers poll meanwhile: %s", error)
+                self._troubled(error)
+            if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_SECONDS:
+                # It worked for a while. Where Redis refuses to subscribe, connecting alone proves nothing.
+                breaker.succeeded()
+            breaker.failed()
+            await asyncio.sleep(breaker.pause_left)
 
-    async def _receive(self) -> None:
-        while True:
-            self._dispatch(await self._connection.read_response())
-            for reply in replies_at_hand(self._connection):
-                self._dispatch(reply)
-            self._heard_at = asyncio.get_running_loop().time()
+    async def _listen(self) -> None:
+        """Connect, subscribe to all and listen until it fails, with what ended it."""
+        async with asyncio.timeout(PING_SECONDS):
+            link = await self._connector.open("wakeups", self._address, self._dispatch)
+        self._link = link
+        try:
+            for channel in self._subscriptions:
+                self._post(self._dialect.subscribe, channel)
+            await self._watch(link)
+        finally:
+            self._link = None
+            self._outbox.clear()
+            self._unconfirmed.clear()
+            for subscription in self._subscriptions.values():
+                subscription.confirmed.clear()
+            await link.close()
 
-    async def _watch(self) -> None:
+    async def _watch(self, link: Link) -> None:
         clock = asyncio.get_running_loop().time
-        self._heard_at = clock()
         pinged_at: float | None = None
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.wait([link.closed], timeout=WATCH_SECONDS)
+            if link.error is not None:
+                raise link.error
             now = clock()
-            if self._unconfirmed and now - max(self._heard_at, self._asked_at) >= CONFIRM_SECONDS:
+            if self._unconfirmed and now - max(link.heard_at, self._asked_at) >= CONFIRM_SECONDS:
                 raise TimeoutError(f"a subscription was not confirmed for {CONFIRM_SECONDS} s")
-            if now - self._heard_at < PING_SECONDS:
+            if now - link.heard_at < PING_SECONDS:
                 pinged_at = None
             elif pinged_at is None:
                 pinged_at = now
-                await write(self._connection, b"".join(self._connection.pack_command("PING")))
+                link.tell(pack_command(("PING",)))
             elif now - pinged_at >= PING_SECONDS:
                 raise TimeoutError(f"no answer to a PING for {PING_SECONDS} s")
 
-    def _dispatch(self, reply: list[bytes]) -> None:
+    def _post(self, verb: bytes, channel: bytes) -> None:
+        if self._link is None:
+            return  # The next connection begins with all subscriptions.
+        if not self._outbox:
+            # What is posted in one turn of the loop goes together.
+            loop = asyncio.get_running_loop()
+            self._asked_at = loop.time()
+            loop.call_soon(self._send, self._link)
+        self._outbox.append(pack_command((verb, channel)))  # type: ignore[arg-type]
+        if verb == self._dialect.subscribe:
+            self._unconfirmed[channel] = self._unconfirmed.get(channel, 0) + 1
+
+    def _send(self, link: Link) -> None:
+        if link is self._link:
+            link.tell(b"".join(self._outbox))
+            self._outbox.clear()
+
+    def _dispatch(self, reply: Any) -> None:
+        if type(reply) is not list:
+            if isinstance(reply, Exception):
+                raise reply
+            return  # To a PING where there is no subscription.
         kind, channel = reply[0], reply[1]
         if kind == self._message:
             subscription = self._subscriptions.get(channel)

@@ -30,7 +30,12 @@ class Produce:
     async def append_all(self, items: Sequence[Item], source: object) -> list[Appended | Exception]:
         """Store all of each request exactly once; gives what `append` returns or raises, as AppendLog.append_all."""
         outcomes = await self._log.append_all(items, source)
-        rests = list(items)
+        if Overlap in map(type, outcomes):
+            await self._append_rests(list(items), outcomes, source)
+        return outcomes  # type: ignore[return-value]  # none is an Overlap any more
+
+    async def _append_rests(self, rests: list[Item], outcomes: list[AppendOutcome | Exception], source: object) -> None:
+        """Append what is left of those of which the log has the first part; put in place what came of it."""
         sliced: set[int] = set()
         while again := _to_repeat(rests, outcomes):
             for place in again:
@@ -46,7 +51,6 @@ class Produce:
             outcome = outcomes[place]
             if isinstance(outcome, Appended):
                 outcomes[place] = outcome._replace(duplicate=False)
-        return outcomes  # type: ignore[return-value]  # none is an Overlap any more
 
     def _rest(self, request: Append, overlap: Overlap) -> Append:
         stored = overlap.last - request.first + 1

@@ -68,7 +68,9 @@ class ProduceCall:
         self._ended: list[tuple[Writer, BridgeError]] = []
         self._outstanding = 0
         self._outstanding_bytes = 0
-        self._something = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        # What `run` waits for.
+        self._something: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
 
     def start(self, number: int, name: StreamName, producer: Producer) -> None:
@@ -90,7 +92,7 @@ class ProduceCall:
         self._asked_bytes += size
         self._outstanding += len(asked)
         self._outstanding_bytes += size
-        self._something.set()
+        self._wake()
 
     def stop(self, number: int) -> None:
         """End a writer; its number is free. One that is not in use is no error."""
@@ -103,19 +105,17 @@ class ProduceCall:
         if not self.finished:
             self.finished = True
             self._error = error
-            self._something.set()
+            self._wake()
 
     async def room(self) -> None:
         """Wait until the window is open."""
-        while not self._is_open:
+        while not self.is_open:
             self._room.clear()
             await self._room.wait()
 
     async def run(self, report: Report) -> None:
         """Store and report until finished. Raises what it was finished with, and what `report` raises."""
-        while not self.finished or self._asked or self._ended:
-            await self._something.wait()
-            self._something.clear()
+        while True:
             if self._asked or self._ended:
                 asked, size = self._asked, self._asked_bytes
                 self._asked, self._asked_bytes = [], 0
@@ -125,7 +125,11 @@ class ProduceCall:
                 ends = [(writer.number, error) for writer, error in ended if in_use.get(writer.number) is writer]
                 await report(asked, outcomes, ends)
                 self._settled(len(asked) + len(ended), size)
-                self._something.set()
+            elif self.finished:
+                break
+            else:
+                self._something = self._loop.create_future()
+                await self._something
         if self._error is not None:
             raise self._error
 
@@ -147,14 +151,19 @@ class ProduceCall:
         rest = iter(stored)
         return [request if isinstance(request, Exception) else next(rest) for _, _, request in asked]
 
+    def _wake(self) -> None:
+        if self._something is not None and not self._something.done():
+            self._something.set_result(None)
+
     @property
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether the window is: else `room` waits for that."""
         return self._outstanding < MAX_OUTSTANDING_APPENDS and self._outstanding_bytes < MAX_OUTSTANDING_BYTES
 
     def _settled(self, count: int, size: int) -> None:
         self._outstanding -= count
         self._outstanding_bytes -= size
-        if self._is_open:
+        if self.is_open:
             self._room.set()
 
     def _add(self, writer: Writer) -> None:
@@ -169,7 +178,7 @@ class ProduceCall:
             writer.told = True
             self._ended.append((writer, error))
             self._outstanding += 1
-            self._something.set()
+            self._wake()
 
     def _forget(self, writer: Writer) -> None:
         if writer.listener is not None:

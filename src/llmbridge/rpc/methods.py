@@ -6,15 +6,15 @@ INVALID_ARGUMENT.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from llmbridge.errors import Draining, MalformedRequest
-from llmbridge.rpc.limits import Limits, check_size
+from llmbridge.rpc.limits import MAX_SHARED_MESSAGE_BYTES, Limits, check_size
 from llmbridge.rpc.status import Ending, abort, ending_of
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Methods:
             try:
                 with self._gate.pass_through():
                     check_size(raw, self._limits.max_request_bytes)
-                    return (await handle(_parsed(request_type, raw))).SerializeToString()
+                    return (await handle(parsed(request_type, raw))).SerializeToString()
             except Exception as error:
                 await abort(context, error)
 
@@ -84,32 +84,20 @@ class Methods:
         async def call(raw: bytes, context: Context) -> None:
             async def serve() -> None:
                 check_size(raw, self._limits.max_request_bytes)
-                await handle(_parsed(request_type, raw), context)
+                await handle(parsed(request_type, raw), context)
 
             await self._serve_stream(serve(), context)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
-    def bidi(
-        self,
-        request_type: type[Request],
-        max_message_bytes: int,
-        handle: Callable[[AsyncIterator[Request], Context], Coroutine[Any, Any, None]],
-    ) -> Handler:
+    def bidi(self, handle: Callable[[AsyncIterator[bytes], Context], Coroutine[Any, Any, None]]) -> Handler:
         """Register a function that reads requests, to the client's last, and writes encoded responses to the context.
 
-        Reading raises MalformedRequest or LimitExceeded for a message that is none or has too many bytes.
+        It parses them by `parsed_part`: a generator that did so would cost each message another turn.
         """
 
-        async def requests(raw_requests: AsyncIterator[bytes]) -> AsyncGenerator[Request]:
-            async for raw in raw_requests:
-                check_size(raw, max_message_bytes)
-                yield _parsed(request_type, raw)
-
         async def call(raw_requests: AsyncIterator[bytes], context: Context) -> None:
-            # Not left to the garbage collector, which would make a task of it that nobody awaits.
-            async with aclosing(requests(raw_requests)) as parsed:
-                await self._serve_stream(handle(parsed, context), context)
+            await self._serve_stream(handle(raw_requests, context), context)
 
         return grpc.stream_stream_rpc_method_handler(call)
 
@@ -132,7 +120,14 @@ class Methods:
             await _tell(ending, context)
 
 
-def _parsed(request_type: type[Request], raw: bytes) -> Request:
+def parsed_part(request_type: type[Request], raw: bytes) -> Request:
+    """Parse one of the requests of a call that many share. Raises MalformedRequest, or LimitExceeded for its size."""
+    check_size(raw, MAX_SHARED_MESSAGE_BYTES)
+    return parsed(request_type, raw)
+
+
+def parsed(request_type: type[Request], raw: bytes) -> Request:
+    """Parse a request. Raises MalformedRequest."""
     try:
         return request_type.FromString(raw)
     except DecodeError:

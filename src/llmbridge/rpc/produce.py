@@ -27,5 +27,4 @@ class ProduceMethod:
 def decode_append(request: ProduceRequest, limits: Limits) -> Append:
     """Check the records of a request and take them over; consumes the request. Raises InvalidField, LimitExceeded."""
     producer = check.producer(request.producer_epoch, request.producer_id)
-    request.DiscardUnknownFields()
     return decode_records(request, producer, limits)

@@ -9,7 +9,7 @@ from llmbridge.model.records import Append
 from llmbridge.produce.many import MAX_WRITERS, Asked, End, ProduceCall, ProduceMany
 from llmbridge.rpc import limits as check
 from llmbridge.rpc.limits import Limits
-from llmbridge.rpc.methods import Context
+from llmbridge.rpc.methods import Context, parsed_part
 from llmbridge.rpc.records import decode_records
 from llmbridge.rpc.status import failure_of
 from llmbridge.v1.bridge_service_pb2 import (
@@ -33,7 +33,7 @@ class ProduceManyMethod:
         self._produce_many = produce_many
         self._limits = limits
 
-    async def __call__(self, requests: AsyncIterator[ProduceManyRequest], context: Context) -> None:
+    async def __call__(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Serve one call."""
 
         async def report(asked: Sequence[Asked], outcomes: Sequence[Appended | Exception], ends: Sequence[End]) -> None:
@@ -49,14 +49,15 @@ class ProduceManyMethod:
                 reading.cancel()
                 await asyncio.wait((reading,))
 
-    async def _read(self, requests: AsyncIterator[ProduceManyRequest], call: ProduceCall) -> None:
+    async def _read(self, requests: AsyncIterator[bytes], call: ProduceCall) -> None:
         """Take what comes, to the end. What goes wrong ends the call, once all that was taken is reported."""
         try:
-            async for message in requests:
+            async for raw in requests:
                 # Once finished, what still comes is nobody's: the client gets no receipt for it.
                 if not call.finished:
-                    self._take(message, call)
-                    await call.room()
+                    self._take(parsed_part(ProduceManyRequest, raw), call)
+                    if not call.is_open:
+                        await call.room()
         except Exception as error:  # raised by the call
             call.finish(error)
         else:
@@ -65,10 +66,10 @@ class ProduceManyMethod:
     def _take(self, message: ProduceManyRequest, call: ProduceCall) -> None:
         check.check_count("appends of a message", len(message.appends), MAX_APPENDS)
         check.check_count("stops of a message", len(message.stops), MAX_WRITERS)
-        message.DiscardUnknownFields()
         for start in message.starts:
             self._start(start, call)
         limits = self._limits
+        max_bytes = limits.max_request_bytes
         writers = call.writers
         asked: list[Asked] = []
         size = 0
@@ -84,7 +85,10 @@ class ProduceManyMethod:
             else:
                 try:
                     request = decode_records(append, writer.producer, limits)
-                    size += _checked_size(len(request.fragment), limits.max_request_bytes)
+                    length = len(request.fragment)
+                    if length > max_bytes:
+                        raise LimitExceeded("max_request_bytes", max_bytes, length, "send fewer tokens in one append")
+                    size += length
                 except InvalidRequest as error:
                     request = error
             asked.append((writer, append_id, request))
@@ -101,12 +105,6 @@ class ProduceManyMethod:
             call.refuse(start.writer, error)
         else:
             call.start(start.writer, name, producer)
-
-
-def _checked_size(size: int, limit: int) -> int:
-    if size > limit:
-        raise LimitExceeded("max_request_bytes", limit, size, "send fewer tokens in one append")
-    return size
 
 
 def _responses(
@@ -132,7 +130,9 @@ def _add_receipts(
     for (_, append_id, _), outcome in zip(asked, outcomes, strict=True):
         if type(outcome) is Appended:
             cursor, last_sequence, duplicate = outcome
-            add(append_id=append_id, cursor=cursor, last_sequence=last_sequence, duplicate=duplicate)
+            receipt = add(append_id=append_id, cursor=cursor, last_sequence=last_sequence)
+            if duplicate:
+                receipt.duplicate = True
         else:
             assert isinstance(outcome, Exception)
             if outcome is not error:  # One error may be that of a whole group.

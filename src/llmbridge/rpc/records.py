@@ -9,8 +9,9 @@ from llmbridge.errors import InvalidField, LimitExceeded
 from llmbridge.model.records import MAX_SEQUENCE, Append, FinishReason, Producer
 from llmbridge.rpc import limits as check
 from llmbridge.rpc.limits import Limits
+from llmbridge.rpc.protobuf import LENGTH, VARINT, tag
 from llmbridge.v1 import token_pb2
-from llmbridge.v1.bridge_service_pb2 import ProduceRequest, WriterAppend
+from llmbridge.v1.bridge_service_pb2 import ProduceRequest, SubscribeResponse, WriterAppend
 
 _ROLES = frozenset(token_pb2.Role.values())
 _FINISH_REASONS = {
@@ -23,12 +24,17 @@ _NOT_RECORDS = {
     for message in (ProduceRequest, WriterAppend)
 }
 
+_TOKENS = tag(SubscribeResponse.TOKENS_FIELD_NUMBER, LENGTH)[0]
+_TEXT = tag(token_pb2.Token.TEXT_FIELD_NUMBER, LENGTH)[0]
+_ROLE = tag(token_pb2.Token.ROLE_FIELD_NUMBER, VARINT)[0]
+_TIMESTAMP_MS = tag(token_pb2.Token.TIMESTAMP_MS_FIELD_NUMBER, VARINT)[0]
+_ALL_CONTINUE = 0x80_80_80_80_80
+
 
 def decode_records(message: ProduceRequest | WriterAppend, producer: Producer, limits: Limits) -> Append:
     """Check the records of a message and take them over; consumes the message.
 
-    Its unknown fields must have been dropped: in the fragment they could pose as SubscribeResponse's own. Raises
-    InvalidField or LimitExceeded.
+    Raises InvalidField or LimitExceeded.
     """
     tokens = message.tokens
     count = len(tokens)
@@ -40,6 +46,16 @@ def decode_records(message: ProduceRequest | WriterAppend, producer: Producer, l
     first = message.first_sequence
     if first + count > MAX_SEQUENCE:
         check.check_number("first_sequence", first + count + completes - 1)
+    if count == 1 and not completes:
+        encoded = message.SerializeToString()
+        if is_plain_text(encoded):
+            # Nearly all are. The same bytes as below, in half the time, which is also why Append is made like this.
+            fragment = encoded[: encoded[1] + 2]
+            if len(fragment) > limits.max_token_bytes:
+                _check_sizes(message, limits)
+            return tuple.__new__(Append, (first, 1, None, producer, fragment, b""))
+    # In the fragment they could pose as SubscribeResponse's own.
+    message.DiscardUnknownFields()
     for place in range(count):
         token = tokens[place]
         # Nearly all are text of no particular role.
@@ -53,7 +69,24 @@ def decode_records(message: ProduceRequest | WriterAppend, producer: Producer, l
     fragment = message.SerializeToString(deterministic=True)
     if len(fragment) > limits.max_token_bytes:
         _check_sizes(message, limits)
-    return Append(first, count, finish_reason, producer, fragment, _completion(message, fragment) if completes else b"")
+    completion = _completion(message, fragment) if completes else b""
+    return Append(first, count, finish_reason, producer, fragment, completion)
+
+
+def is_plain_text(encoded: bytes) -> bool:
+    """Tell whether the first field of a message is a token of a short text, with a role and a time at most.
+
+    The time has six bytes from 1971 to 2109; for any other the answer is no.
+    """
+    if len(encoded) < 4 or encoded[0] != _TOKENS or encoded[1] > 0x7F or encoded[2] != _TEXT:
+        return False
+    place = 4 + encoded[3]
+    rest = encoded[1] + 2 - place
+    if rest in (2, 9) and encoded[place] == _ROLE and encoded[place + 1] in _ROLES:
+        place, rest = place + 2, rest - 2
+    if rest == 7 and encoded[place] == _TIMESTAMP_MS:
+        return int.from_bytes(encoded[place + 1 : place + 6]) & _ALL_CONTINUE == _ALL_CONTINUE
+    return rest == 0
 
 
 def _check_token(place: int, token: token_pb2.Token) -> None:

@@ -19,7 +19,7 @@ from llmbridge.rpc.connections import ConnectionMethods
 from llmbridge.rpc.groups import GroupMethods
 from llmbridge.rpc.health import Health, register_health
 from llmbridge.rpc.lifecycle import WatchStreamsMethod
-from llmbridge.rpc.limits import MAX_SHARED_MESSAGE_BYTES, Limits
+from llmbridge.rpc.limits import Limits
 from llmbridge.rpc.methods import Methods
 from llmbridge.rpc.own_connections import OwnConnections
 from llmbridge.rpc.produce import ProduceMethod
@@ -82,16 +82,8 @@ def register_services(
             "Subscribe": methods.server_stream(
                 bridge_pb.SubscribeRequest, SubscribeMethod(use_cases.subscriptions, use_cases.members, limits)
             ),
-            "ProduceMany": methods.bidi(
-                bridge_pb.ProduceManyRequest,
-                MAX_SHARED_MESSAGE_BYTES,
-                ProduceManyMethod(use_cases.produce_many, limits),
-            ),
-            "SubscribeMany": methods.bidi(
-                bridge_pb.SubscribeManyRequest,
-                MAX_SHARED_MESSAGE_BYTES,
-                SubscribeManyMethod(use_cases.subscriptions, limits),
-            ),
+            "ProduceMany": methods.bidi(ProduceManyMethod(use_cases.produce_many, limits)),
+            "SubscribeMany": methods.bidi(SubscribeManyMethod(use_cases.subscriptions, limits)),
             "Cancel": methods.unary(bridge_pb.CancelRequest, CancelMethod(use_cases.stop, limits)),
             "KeepAlive": methods.unary(
                 bridge_pb.KeepAliveRequest, KeepAliveMethod(use_cases.stop, limits, producer_lost_ms)

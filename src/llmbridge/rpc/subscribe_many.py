@@ -7,7 +7,7 @@ from llmbridge.errors import InvalidField, InvalidRequest
 from llmbridge.rpc import limits as check
 from llmbridge.rpc.caller import caller_of
 from llmbridge.rpc.limits import Limits
-from llmbridge.rpc.methods import Context
+from llmbridge.rpc.methods import Context, parsed_part
 from llmbridge.rpc.subscribe import decode_start
 from llmbridge.subscribe.multiplexer import Begin, Change, Multiplexer, Refused
 from llmbridge.subscribe.subscriptions import Subscriptions
@@ -27,7 +27,7 @@ class SubscribeManyMethod:
         self._subscriptions = subscriptions
         self._limits = limits
 
-    async def __call__(self, requests: AsyncIterator[SubscribeManyRequest], context: Context) -> None:
+    async def __call__(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Serve one call. A write waits while the client's flow control holds it; meanwhile it is listened to."""
         async with self._subscriptions.share(caller_of(context)) as multiplexer:
             await context.send_initial_metadata(())
@@ -39,10 +39,10 @@ class SubscribeManyMethod:
                 listening.cancel()
                 await asyncio.wait([listening])
 
-    async def _listen(self, requests: AsyncIterator[SubscribeManyRequest], multiplexer: Multiplexer) -> None:
+    async def _listen(self, requests: AsyncIterator[bytes], multiplexer: Multiplexer) -> None:
         try:
-            async for request in requests:
-                multiplexer.apply(self._decode(request))
+            async for raw in requests:
+                multiplexer.apply(self._decode(parsed_part(SubscribeManyRequest, raw)))
                 await multiplexer.room()
         except Exception as error:
             multiplexer.broke(error)

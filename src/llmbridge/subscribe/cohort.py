@@ -62,6 +62,7 @@ class Cohort:
     def changed(self) -> None:
         """Have the call look at it: its stream has news."""
         if not (self.queued or self.busy or self.held):
+            self.queued = True
             self._queue(self)
 
     def recipients(self, encode: Callable[[Sequence[int]], bytes]) -> bytes:

@@ -167,7 +167,7 @@ class Multiplexer(Attached):
     async def _advance(self) -> bytes | None:
         if self._failure is not None:
             raise self._failure
-        response = self._response()
+        response = self._response() if self._ready or self._events else None
         if response is None:
             if self._leaving:
                 raise Draining
@@ -186,6 +186,8 @@ class Multiplexer(Attached):
         parts: list[bytes] = []
         size = 0
         now = self._loop.time()
+        ready = self._ready
+        deliveries = self._deliveries
         while size < RESPONSE_BYTES:
             if self._events:
                 event = self._events.popleft()
@@ -194,9 +196,9 @@ class Multiplexer(Attached):
                 for number in event.freed:
                     del self._subscriptions[number]
                 continue
-            if not self._ready:
+            if not ready:
                 break
-            cohort = self._ready.popleft()
+            cohort = ready.popleft()
             cohort.queued = False
             if not cohort.members:
                 continue
@@ -208,10 +210,9 @@ class Multiplexer(Attached):
             if size and size + len(message) > RESPONSE_BYTES:
                 cohort.found = found
                 cohort.queued = True
-                self._ready.appendleft(cohort)
+                ready.appendleft(cohort)
                 break
-            parts.append(self._deliveries.head(cohort.recipients(self._deliveries.recipients), len(message)))
-            parts.append(message)
+            parts += (deliveries.head(cohort.recipients(deliveries.recipients), len(message)), message)
             size += len(message)
             if cohort.from_log:
                 self._loader.taken(cohort)
@@ -283,7 +284,8 @@ class Multiplexer(Attached):
         self.poke()
 
     def _queue(self, cohort: Cohort) -> None:
-        cohort.queued = True
-        self._ready.append(cohort)
-        if self._change is not None:
+        ready = self._ready
+        ready.append(cohort)
+        if len(ready) == 1:
+            # Whoever waits found none; for those behind the first it has been poked.
             self.poke()
