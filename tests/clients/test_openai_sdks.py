@@ -135,17 +135,18 @@ async def test_whoever_closes_the_stream_stops_the_model(client: AsyncOpenAI, mo
     model.answers.append(text("first ", rambles=True))
     stream = await client.chat.completions.create(model="m", messages=QUESTION, stream=True)
     async for chunk in stream:
-        if chunk.choices[0].delta.content == "first ":
+        # Tokens that come together may share a chunk.
+        if (chunk.choices[0].delta.content or "").startswith("first "):
             break
     await stream.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await model.left.wait()
 
 
 async def test_whoever_gives_up_waiting_stops_the_model(client: AsyncOpenAI, model: FakeModel) -> None:
     model.answers.append(text("first ", rambles=True))
     asking = asyncio.create_task(client.chat.completions.create(model="m", messages=QUESTION))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not model.asked:
             await asyncio.sleep(0.005)
         asking.cancel()

@@ -1,7 +1,7 @@
 """A writer's outbox: whatever is lost, refused and sent again, the log gets what was accepted, once and in order."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -29,6 +29,20 @@ def send(box: Outbox) -> Batch:
     batch = box.next_batch()
     box.note_stored()
     return batch
+
+
+@given(text=st.text(), now_ms=st.integers(0, 2**62), json=st.booleans())
+def test_records_are_encoded_as_an_append_would(text: str, now_ms: int, json: bool) -> None:
+    token = Token(json=text, timestamp_ms=now_ms) if json else Token(text=text, timestamp_ms=now_ms)
+    record = token if json else text
+    assert encoded(record, now_ms) == WriterAppend(tokens=[token]).SerializeToString()
+    end = Completion(finish_reason=FINISH_REASON_STOP, error_message=text)
+    assert encoded(end, now_ms) == WriterAppend(completion=end).SerializeToString()
+
+
+def test_what_is_no_record_is_refused() -> None:
+    with pytest.raises(TypeError, match="WriterAppend"):
+        encoded(WriterAppend(), 0)  # type: ignore[arg-type]
 
 
 def test_a_batch_is_a_whole_append() -> None:

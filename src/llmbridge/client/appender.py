@@ -8,7 +8,6 @@ from llmbridge.client.errors import (
     ClientError,
     GenerationOver,
     InvalidRequest,
-    LimitExceeded,
     Unavailable,
     error_from_failure,
 )
@@ -19,8 +18,7 @@ from llmbridge.v1.bridge_service_pb2 import Receipt, WriterStart
 
 _DRAINING = "DRAINING"
 
-# What is larger would end the call, and with it everybody's appends; the bridge takes messages of up to 3 MiB.
-_LARGEST_APPEND = 3 * 1024 * 1024 - 131_072
+# What is larger would end the call, and with it everybody's appends.
 _LARGEST_START = 65_536
 
 
@@ -44,16 +42,20 @@ class Appender:
         self._call: ProduceCall | None = None
         self._seat: Seat | None = None
 
-    async def append(self, body: bytes) -> Receipt:
+    async def append(self, form: Callable[[], bytes], *, patient: bool) -> Receipt:
         """Send an encoded WriterAppend (without writer and id) until it is answered; return the receipt of its storing.
 
-        It may be sent more than once. Raises ClientError, see `until_answered`.
+        `form` gives it when it can go: the same one again whenever it is sent again. `patient`: see ProduceCall. Raises
+        ClientError, see `until_answered`.
         """
-        if len(body) > _LARGEST_APPEND:
-            raise LimitExceeded(f"the records have {len(body)} bytes, at most {_LARGEST_APPEND} can be sent")
         if len(self._start) > _LARGEST_START:
             raise InvalidRequest("the stream's name is too long")
-        return await until_answered(self._policy, lambda seconds: self._attempt(body, seconds))
+        return await until_answered(self._policy, lambda seconds: self._attempt(form, patient, seconds))
+
+    def hurry(self) -> None:
+        """Somebody waits now for what is on its way."""
+        if self._call is not None:
+            self._call.hurry()
 
     def leave(self) -> None:
         """Give the place on the call up. The next append takes another."""
@@ -62,9 +64,9 @@ class Appender:
         if call is not None and seat is not None:
             call.leave_seat(seat)
 
-    async def _attempt(self, body: bytes, seconds: float) -> Receipt:
+    async def _attempt(self, form: Callable[[], bytes], patient: bool, seconds: float) -> Receipt:
         call, seat = self._place()
-        append = call.append(seat, body)
+        append = call.append(seat, form, patient=patient)
         try:
             async with asyncio.timeout(seconds):
                 receipt = await append.outcome

@@ -1,16 +1,21 @@
 """A writer's records on their way: waiting, formed into an append, stored and kept. Pure: no clock, no network.
 
-A batch, once formed, is the bytes of one append with its numbers, and never changes: sending it again is an exact
-retry, and a log that has lost its tail is filled again with the same entries, so that cursors stay what they were.
-The one exception is a batch that was refused as a whole: none of it was stored, so that it may be divided.
+A batch is formed when it can go, of all that waits then. It is the bytes of one append with its numbers, and never
+changes: sending it again is an exact retry, and a log that has lost its tail is filled again with the same entries, so
+that cursors stay what they were. The one exception is a batch that was refused as a whole: none of it was stored, so
+that it may be divided.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmbridge.client.framing import embedded
 from llmbridge.v1.bridge_service_pb2 import WriterAppend
 from llmbridge.v1.token_pb2 import Completion, Token
+
+_TOKENS = WriterAppend.TOKENS_FIELD_NUMBER
+_COMPLETION = WriterAppend.COMPLETION_FIELD_NUMBER
 
 # The bridge's default limits of an append. A bridge with lower ones refuses larger batches, which are then divided.
 MAX_BATCH_RECORDS = 1_024
@@ -58,9 +63,11 @@ def encoded(record: Token | str | Completion, now_ms: int) -> bytes:
     """Encode a record as a part of an append; appends are put together by joining parts. A string is a text token."""
     if isinstance(record, str):
         record = Token(text=record, timestamp_ms=now_ms)
+    if isinstance(record, Token):
+        return embedded(_TOKENS, record.SerializeToString())
     if isinstance(record, Completion):
-        return WriterAppend(completion=record).SerializeToString()
-    return WriterAppend(tokens=(record,)).SerializeToString()
+        return embedded(_COMPLETION, record.SerializeToString())
+    raise TypeError(f"a record is a Token, a string or a Completion, not {type(record).__name__}")
 
 
 class Outbox:

@@ -1,6 +1,7 @@
 """One ProduceMany call: appends of many writers on their way, spaced so that several go with one message.
 
-Knows neither retries nor what an append holds; a writer is a number here, and the bytes of its start.
+An append is formed when it goes, so that it carries all that its writer has then. Knows neither retries nor what an
+append holds; a writer is a number here, and the bytes of its start.
 """
 
 import asyncio
@@ -34,6 +35,8 @@ ProduceStream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, ProduceManyResponse
 _STARTS = ProduceManyRequest.STARTS_FIELD_NUMBER
 _APPENDS = ProduceManyRequest.APPENDS_FIELD_NUMBER
 
+# What is larger would end the call, and with it everybody's appends; the bridge takes messages of up to 3 MiB.
+LARGEST_APPEND = 3 * 1024 * 1024 - 131_072
 MAX_MESSAGE_BYTES = 1_048_576
 MAX_MESSAGE_APPENDS = 1_024
 # Half of what the bridge lets onto one call. More writers than that make another one.
@@ -42,6 +45,7 @@ MAX_SEATS = 8_192
 # still be taken back.
 MAX_OUTSTANDING = 2_048
 MAX_OUTSTANDING_BYTES = 4_194_304
+"""And one append more, since how large that is shows when it is formed."""
 LARGEST_NUMBER = 0xFFFF_FFFF
 
 
@@ -63,18 +67,22 @@ class Append:
     """An append on its way."""
 
     seat: Seat
-    body: bytes
-    """A WriterAppend without its writer and its id."""
+    form: Callable[[], bytes]
+    """Gives a WriterAppend without its writer and its id. Called when it is to go, or once before that."""
     outcome: "asyncio.Future[Receipt]"
     """Its receipt, which may tell a failure, or how the call ended before there was one. Cancelled: nobody waits."""
     sent: bool = False
+    size: int = 0
+    """Its bytes, once it is sent."""
 
 
 class ProduceCall:
     """A call from its first message on. `linger` is the least time between two messages, in seconds.
 
     The first message goes at once, and one is held back only behind another that has just gone and carried other
-    writers' appends: a writer who is alone never waits.
+    writers' appends: a writer who is alone never waits. Where all that waits is *patient*, the time counts from the
+    last receipts instead: those writers have more to say whenever they get a receipt, and nobody waits for theirs, so
+    that each append carries more.
     """
 
     def __init__(self, open_stream: Callable[[], ProduceStream], linger: float) -> None:
@@ -90,7 +98,9 @@ class ProduceCall:
         self._last_number = 0
         self._last_append = 0
         self._wake = asyncio.Event()
-        self._said_at = 0.0
+        self._said_at = self._heard_at = 0.0
+        # Set when somebody waits for something that waits here; else when it has waited long enough.
+        self._hurried = asyncio.Event()
         # Whose appends the last message carried, if they all were of one writer.
         self._said_of: Seat | None = None
         self._full = False
@@ -128,12 +138,18 @@ class ProduceCall:
             self._wake.set()
             self._end_if_deserted()
 
-    def append(self, seat: Seat, body: bytes) -> Append:
+    def append(self, seat: Seat, form: Callable[[], bytes], *, patient: bool = False) -> Append:
         """Send an append as soon as there is room. One whose outcome is cancelled before is not sent."""
-        append = Append(seat, body, asyncio.get_running_loop().create_future())
+        if not patient:
+            self._hurried.set()
+        append = Append(seat, form, asyncio.get_running_loop().create_future())
         self._waiting.append(append)
         self._wake.set()
         return append
+
+    def hurry(self) -> None:
+        """What waits is not patient any more."""
+        self._hurried.set()
 
     def retire(self) -> None:
         """Take nothing new: something is wrong with this call, or its bridge. It ends when nobody waits any more."""
@@ -182,7 +198,7 @@ class ProduceCall:
     async def _says(self) -> bytes | None:
         """Wait for the next message."""
         while True:
-            while not (self._waiting and self._has_room_for(self._waiting[0])) and not self._left:
+            while not (self._waiting and self._has_room()) and not self._left:
                 if self._finished:
                     return None
                 self._wake.clear()
@@ -192,15 +208,19 @@ class ProduceCall:
                 return message
 
     async def _hold_back(self) -> None:
-        pause = self._said_at + self._linger - self._clock()
-        if pause > 0 and not (self._waiting and self._waiting[0].seat is self._said_of):
+        if self._waiting and self._waiting[0].seat is self._said_of:
+            return
+        if (pause := self._said_at + self._linger - self._clock()) > 0:
             await asyncio.sleep(pause)
+        if not self._hurried.is_set() and (pause := self._heard_at + self._linger - self._clock()) > 0:
+            timer = asyncio.get_running_loop().call_later(pause, self._hurried.set)
+            try:
+                await self._hurried.wait()
+            finally:
+                timer.cancel()
 
-    def _has_room_for(self, append: Append) -> bool:
-        if not self._outstanding:
-            return True
-        size = self._outstanding_bytes + len(append.body)
-        return len(self._outstanding) < MAX_OUTSTANDING and size <= MAX_OUTSTANDING_BYTES
+    def _has_room(self) -> bool:
+        return len(self._outstanding) < MAX_OUTSTANDING and self._outstanding_bytes < MAX_OUTSTANDING_BYTES
 
     def _next_message(self) -> bytes:
         """Encode what waits, as much of it as may go now; empty if there is nothing."""
@@ -208,26 +228,34 @@ class ProduceCall:
         count = size = 0
         first: Seat | None = None
         mixed = False
-        while self._waiting:
+        while self._waiting and count < MAX_MESSAGE_APPENDS and self._has_room():
             append = self._waiting[0]
             if append.outcome.done():
                 self._waiting.popleft()
                 continue
-            too_large = parts and (count == MAX_MESSAGE_APPENDS or size + len(append.body) > MAX_MESSAGE_BYTES)
-            if too_large or not self._has_room_for(append):
+            body = append.form()
+            if parts and size + len(body) > MAX_MESSAGE_BYTES:
                 break
             self._waiting.popleft()
+            if len(body) > LARGEST_APPEND:
+                append.outcome.set_exception(
+                    LimitExceeded(f"the records have {len(body)} bytes, at most {LARGEST_APPEND} can be sent")
+                )
+                continue
             count += 1
-            size += self._encode(append, parts)
+            size += len(body)
+            self._encode(append, body, parts)
             first = first or append.seat
             mixed = mixed or append.seat is not first
         if self._left:
             parts.append(self._stops())
         if parts:
+            if not self._waiting:
+                self._hurried.clear()
             self._said_at, self._said_of = self._clock(), None if mixed else first
         return b"".join(parts)
 
-    def _encode(self, append: Append, parts: list[bytes]) -> int:
+    def _encode(self, append: Append, body: bytes, parts: list[bytes]) -> None:
         seat = append.seat
         if not seat.started:
             seat.started = True
@@ -235,11 +263,11 @@ class ProduceCall:
             parts.append(embedded(_STARTS, seat.start + number))
         self._last_append += 1
         address = WriterAppend(writer=seat.number, append_id=self._last_append).SerializeToString()
-        parts.append(embedded(_APPENDS, append.body + address))
+        parts.append(embedded(_APPENDS, body + address))
         append.sent = True
         self._outstanding[self._last_append] = append
-        self._outstanding_bytes += len(append.body)
-        return len(append.body)
+        append.size = len(body)
+        self._outstanding_bytes += append.size
 
     def _stops(self) -> bytes:
         # Looked at after the appends: what a writer has sent is carried out.
@@ -249,11 +277,12 @@ class ProduceCall:
         return ProduceManyRequest(stops=[seat.number for seat in left if seat.started]).SerializeToString()
 
     def _hears(self, response: ProduceManyResponse) -> None:
+        self._heard_at = self._clock()
         for receipt in response.receipts:
             append = self._outstanding.pop(receipt.append_id, None)
             if append is None:
                 continue
-            self._outstanding_bytes -= len(append.body)
+            self._outstanding_bytes -= append.size
             if not append.outcome.done():
                 append.outcome.set_result(receipt)
         for end in response.ends:

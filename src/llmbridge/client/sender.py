@@ -1,5 +1,7 @@
 """Carries an outbox to the bridge: batch after batch, each until it is stored, and again when the log has lost it.
 
+A batch is formed when the message is put together that carries it: what is written while it waits for that goes along.
+
 Decides what a failure means for the records; knows nothing of who writes them and how a writer's block is left.
 """
 
@@ -17,6 +19,7 @@ from llmbridge.client.errors import (
 )
 from llmbridge.client.outbox import Batch, Outbox, encoded
 from llmbridge.client.values import FinishReason
+from llmbridge.client.waiters import Waiters
 from llmbridge.v1.token_pb2 import Completion
 
 # An error's text becomes the completion's error message, which people read; it must not run into a size limit.
@@ -45,31 +48,35 @@ class Sender:
         self._linger = linger
         self._on_stored = on_stored
         self._loop = asyncio.get_running_loop()
-        # Set when there may be more to send, or sooner; replaced whenever something was stored or failed.
+        # Set when there may be more to send, or sooner.
         self._more = asyncio.Event()
-        self._changed = asyncio.Event()
+        self._formed = Waiters()
+        self._stored = Waiters()
         self._flushing = 0
 
     def note_accepted(self) -> None:
         """Tell that the outbox has more to send."""
         self._more.set()
+        if self._outbox.completing:
+            self._appender.hurry()
 
-    async def changed(self) -> None:
-        """Wait until a batch was stored, or was taken from what waits, or sending has failed."""
-        await self._changed.wait()
+    async def formed(self) -> None:
+        """Wait until a batch was formed of what waits, or sending has failed."""
+        await self._formed.wait()
 
     async def flush(self) -> None:
         """Wait until all that was accepted before this call is stored. Raises what sending failed with."""
         through = self._outbox.accepted_through
         self._flushing += 1
         self._more.set()
+        self._appender.hurry()
         try:
             while True:
                 if self.failure is not None:
                     raise self.failure.with_traceback(None)
                 if self._outbox.stored_through >= through:
                     return
-                await self.changed()
+                await self._stored.wait()
         finally:
             self._flushing -= 1
 
@@ -77,7 +84,8 @@ class Sender:
         """Have everybody know that nothing more will be sent."""
         self.failure = failure
         self.stopped.set()
-        self._tell_change()
+        self._formed.tell()
+        self._stored.tell()
 
     def forget_failure(self) -> None:
         """Allow `run` to be called once more."""
@@ -90,14 +98,18 @@ class Sender:
         """
         try:
             while self.failure is None and not self.completed:
+                # What is written faster than it can be sent loses nothing by gathering.
+                patient = self._outbox.has_more
                 await self._wait_for_more()
-                batch = self._outbox.next_batch()
-                # Forming it made room.
-                self._tell_change()
-                await self._carry(batch)
+                await self._carry(patient=patient and not self._hurried)
         except Exception as defect:
             self.fail(defect)
             raise
+
+    @property
+    def _hurried(self) -> bool:
+        """Somebody waits until all is stored."""
+        return bool(self._flushing) or self._outbox.completing
 
     async def _wait_for_more(self) -> None:
         while not self._outbox.has_more:
@@ -114,28 +126,35 @@ class Sender:
             finally:
                 timer.cancel()
 
-    async def _carry(self, batch: Batch) -> None:
-        """Send a batch until it is stored, or until it is clear what is to be done instead."""
+    async def _carry(self, *, patient: bool) -> None:
+        """Send the next batch until it is stored, or until it is clear what is to be done instead."""
         try:
-            await self._send(batch)
+            await self._send(patient=patient)
         except SequenceGap as gap:
-            await self._heed_gap(batch, gap)
+            await self._heed_gap(self._outbox.next_batch(), gap)
         except (InvalidRequest, LimitExceeded) as refusal:
             # Numbers that may be stored already are given to the same records again, which is as good as a retry.
             if not self._outbox.divide():
-                await self._give_up(refusal, batch.first_sequence, describe(refusal))
+                await self._give_up(refusal, self._outbox.next_batch().first_sequence, describe(refusal))
         except ClientError as error:
             self.fail(error)
 
-    async def _send(self, batch: Batch) -> None:
-        receipt = await self._appender.append(batch.body)
+    async def _send(self, *, patient: bool = False) -> None:
+        receipt = await self._appender.append(self._form, patient=patient)
+        batch = self._outbox.next_batch()
         if receipt.last_sequence != batch.last_sequence:
             raise ProtocolViolation(f"the bridge stored up to {receipt.last_sequence} instead of {batch.last_sequence}")
         self._outbox.note_stored()
         self.cursor, self.last_sequence = receipt.cursor, batch.last_sequence
         self.completed = batch.completes
         self._on_stored()
-        self._tell_change()
+        self._stored.tell()
+
+    def _form(self) -> bytes:
+        """Give the next batch as it is to be sent, now."""
+        body = self._outbox.next_batch().body
+        self._formed.tell()
+        return body
 
     async def _heed_gap(self, batch: Batch, gap: SequenceGap) -> None:
         if not self._outbox.anything_stored or gap.expected < 1:
@@ -158,17 +177,13 @@ class Sender:
             for _ in range(_CORRECTIONS):
                 self._outbox.abandon(sequence, encoded(end, 0))
                 try:
-                    return await self._send(self._outbox.next_batch())
+                    return await self._send()
                 except SequenceGap as gap:
                     sequence = gap.expected
         except ClientError as error:
             failure.add_note(f"llmbridge: the stream's end could not be stored ({describe(error)})")
         else:
             failure.add_note("llmbridge: the stream's end could not be stored")
-
-    def _tell_change(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
 
 def describe(error: BaseException) -> str:

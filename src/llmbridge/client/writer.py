@@ -141,7 +141,7 @@ class Writer:
         if not records:
             return
         now = _now_ms()
-        if any(isinstance(record, Completion) for record in records[:-1]):
+        if Completion in map(type, records[:-1]):
             raise ValueError("nothing can follow a completion")
         parts = [encoded(record, now) for record in records]
         size = sum(map(len, parts))
@@ -159,7 +159,7 @@ class Writer:
             async with self._turn:
                 self._check_open()
                 while not self._outbox.has_room_for(count, size):
-                    await self._sender.changed()
+                    await self._sender.formed()
                     self._check_open()
         finally:
             self._queued -= 1

@@ -195,12 +195,12 @@ async def test_without_retries_the_first_failure_is_told(bridge: FakeBridge, cli
 async def test_quiet_times_do_not_count_as_an_outage(bridge: FakeBridge, client: Client) -> None:
     """The time is counted from the first failure after the last success, and not from the last message."""
     bridge.append(*WORDS)
-    subscription = client.subscribe(*KEY, retry_for=0.5)
+    subscription = client.subscribe(*KEY, retry_for=2.0)
     messages: list[Message] = []
     while not messages or messages[-1].last_sequence < 12:
         messages.append(await anext(subscription))
     last = asyncio.create_task(anext(subscription))
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(2.2)
     await bridge.stop()
     await bridge.start()
     bridge.seal()

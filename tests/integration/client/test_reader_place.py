@@ -17,6 +17,7 @@ from llmbridge.client import (
     ProtocolViolation,
 )
 from llmbridge.v1 import bridge_service_pb2
+from tests.support.calls import until
 from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 from tests.support.whole_response import WORDS, check_whole, read, whole
@@ -143,12 +144,9 @@ async def test_reading_goes_on_behind_a_cursor(bridge: FakeBridge, client: Clien
 async def test_latest_is_fixed_when_the_bridge_tells_it(bridge: FakeBridge, client: Client) -> None:
     """What is appended between two calls is new, too."""
     bridge.append(*WORDS[:4])
-    bridge.heartbeat = 0.03
     subscription = client.subscribe(*KEY, position=Position.LATEST)
     reading = asyncio.create_task(read(subscription))
-    async with asyncio.timeout(10):
-        while not subscription.cursor:
-            await asyncio.sleep(0.01)
+    await until(lambda: subscription.cursor)
     assert subscription.cursor == bridge.log.cursor(4)
     await bridge.stop()
     bridge.append(*WORDS[4:])
@@ -160,12 +158,10 @@ async def test_latest_is_fixed_when_the_bridge_tells_it(bridge: FakeBridge, clie
 
 
 async def test_latest_of_a_stream_without_records_is_all_of_it(bridge: FakeBridge, client: Client) -> None:
-    bridge.heartbeat = 0.03
-    beat = asyncio.Event()
-    bridge.alter_response = lambda response: beat.set()
-    reading = asyncio.create_task(read(client.subscribe(*KEY, position=Position.LATEST)))
-    await beat.wait()
-    await asyncio.sleep(0.05)
+    subscription = client.subscribe(*KEY, position=Position.LATEST)
+    reading = asyncio.create_task(read(subscription))
+    # The bridge has told the place, and that has arrived; nothing else tells that to a caller.
+    await until(lambda: subscription._position is Position.BEGINNING)
     await bridge.stop()
     whole(bridge)
     await bridge.start()

@@ -23,15 +23,22 @@ from llmbridge.client import (
 from llmbridge.v1 import token_pb2
 from llmbridge.v1.bridge_service_pb2 import ProduceRequest
 from llmbridge.v1.stream_pb2 import SEALER_CANCEL
+from tests.support.calls import PATIENCE_SECONDS
 from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=5.0, give_up_after=20.0)
-IMPATIENT = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=0.3, give_up_after=20.0)
+IMPATIENT = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=2.0, give_up_after=20.0)
 
 
 def key(number: int) -> tuple[str, str, str]:
     return "s", "m", str(number)
+
+
+async def until_idle() -> None:
+    """Let all tasks do what they can do without waiting."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def write(client: Client, number: int, *texts: str) -> None:
@@ -68,7 +75,7 @@ async def test_a_writer_who_is_alone_never_waits(bridge: FakeBridge) -> None:
 async def test_messages_of_several_writers_are_spaced(bridge: FakeBridge) -> None:
     clock = asyncio.get_running_loop().time
     async with (
-        Client(bridge.address, retry=QUICK, linger=0.3) as client,
+        Client(bridge.address, retry=QUICK, linger=0.5) as client,
         client.write(*key(1)) as first,
         client.write(*key(2)) as second,
         client.write(*key(3)) as third,
@@ -76,13 +83,67 @@ async def test_messages_of_several_writers_are_spaced(bridge: FakeBridge) -> Non
         began = clock()
         await first.text("a")
         await first.flush()
-        assert clock() - began < 0.3
+        assert clock() - began < 0.5
         await second.text("b")
         await bridge.until(lambda: len(bridge.produce_messages) == 1)
         await third.text("c")
         await asyncio.gather(second.flush(), third.flush())
-        assert clock() - began >= 0.3
+        assert clock() - began >= 0.5
         assert [len(message.appends) for message in bridge.produce_messages] == [1, 2]
+
+
+async def test_what_is_written_while_an_append_waits_goes_along(bridge: FakeBridge) -> None:
+    async with (
+        Client(bridge.address, retry=QUICK, linger=0.5) as client,
+        client.write(*key(1)) as first,
+        client.write(*key(2)) as second,
+    ):
+        await asyncio.gather(first.text("a"), second.text("a"))
+        await asyncio.gather(first.flush(), second.flush())
+        for letter in "bcd":
+            await first.text(letter)
+            await until_idle()
+        await first.flush()
+    appends = [append for message in bridge.produce_messages for append in message.appends if append.writer == 1]
+    assert [[token.text for token in append.tokens] for append in appends[:2]] == [["a"], ["b", "c", "d"]]
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_who_writes_faster_than_messages_go_gathers_until_somebody_waits(
+    bridge: FakeBridge, awaited: bool
+) -> None:
+    """The receipts come later than the next message could go; only the linger counts from there."""
+    clock = asyncio.get_running_loop().time
+    linger = 0.5
+    go_on = asyncio.Event()
+
+    async def held() -> None:
+        await go_on.wait()
+
+    bridge.before_produce = held
+    async with (
+        Client(bridge.address, retry=QUICK, linger=linger) as client,
+        client.write(*key(1)) as first,
+        client.write(*key(2)) as second,
+    ):
+        await asyncio.gather(first.text("a"), second.text("a"))
+        await bridge.until(lambda: len(bridge.produce_messages) == 1)
+        await asyncio.gather(first.text("b"), second.text("b"))
+        # Now the next message may go at once.
+        await asyncio.sleep(linger)
+        began = clock()
+        go_on.set()
+        while not (first.last_sequence and second.last_sequence):
+            await asyncio.sleep(0.001)
+        await until_idle()
+        await first.text("c")
+        waiting = asyncio.create_task(second.flush()) if awaited else None
+        await bridge.until(lambda: len(bridge.produce_messages) == 2)
+        assert (clock() - began < linger) is awaited
+        if waiting is not None:
+            await waiting
+    assert [len(message.appends) for message in bridge.produce_messages[:2]] == [2, 2]
+    assert [token.text for token in bridge.produce_messages[1].appends[0].tokens] == ["b", "c"]
 
 
 async def test_a_linger_below_zero_is_refused(bridge: FakeBridge) -> None:
@@ -97,7 +158,7 @@ async def test_a_cancel_is_told_at_once(bridge: FakeBridge, client: Client) -> N
             await writer.text("a")
             await writer.flush()
             await client.cancel(*KEY)
-            await asyncio.wait_for(writer.stopped.wait(), 5)
+            await asyncio.wait_for(writer.stopped.wait(), PATIENCE_SECONDS)
             await writer.text("b")
     assert len(bridge.produced) == 1
     assert bridge.kept_alive == []
@@ -113,7 +174,7 @@ async def test_a_takeover_is_told_at_once(bridge: FakeBridge, client: Client) ->
             other = ProduceRequest(stream=stream, tokens=[Token(text="b")], first_sequence=2, producer_epoch=5)
             assert bridge.logs.append(other) is None
             bridge.notify()
-            await asyncio.wait_for(writer.stopped.wait(), 5)
+            await asyncio.wait_for(writer.stopped.wait(), PATIENCE_SECONDS)
             await writer.text("c")
     assert bridge.log.text == "ab"
 
@@ -127,7 +188,7 @@ async def test_what_is_told_of_one_writer_is_not_told_of_another(bridge: FakeBri
                     await one.text("a")
                     await one.flush()
                 bridge.seal(token_pb2.FINISH_REASON_CANCELLED, sealer=SEALER_CANCEL, key=key(1))
-                await asyncio.wait_for(writer.stopped.wait(), 5)
+                await asyncio.wait_for(writer.stopped.wait(), PATIENCE_SECONDS)
         assert not other.stopped.is_set()
         await other.text("b")
     assert bridge.logs[key(2)].text == "ab"

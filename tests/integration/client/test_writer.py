@@ -24,6 +24,7 @@ from llmbridge.client import (
     Token,
 )
 from llmbridge.v1 import bridge_service_pb2, token_pb2
+from tests.support.calls import PATIENCE_SECONDS
 from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
 
@@ -213,7 +214,7 @@ async def test_a_cancelled_stream_stops_the_generation(bridge: FakeBridge, clien
             await writer.flush()
             await client.cancel(*KEY, reason="enough")
             await writer.text("b")
-            await asyncio.wait_for(writer.stopped.wait(), 5)
+            await asyncio.wait_for(writer.stopped.wait(), PATIENCE_SECONDS)
             await writer.text("c")
     assert (caught.value.finish_reason, caught.value.sealer) == (FinishReason.CANCELLED, Sealer.CANCEL)
     assert bridge.log.text == "a"

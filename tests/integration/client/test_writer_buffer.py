@@ -86,7 +86,12 @@ async def test_a_full_buffer_is_waited_for(bridge: FakeBridge, client: Client) -
 
 
 async def test_a_full_buffer_in_bytes_is_waited_for(bridge: FakeBridge, client: Client) -> None:
-    bridge.produce_faults.append(Fault("DRAINING", retry_delay=0.2))
+    go_on = asyncio.Event()
+
+    async def held() -> None:
+        await go_on.wait()
+
+    bridge.before_produce = held
     async with client.write(*KEY, max_unsent_bytes=1_000) as writer:
         await writer.text("a")
         await bridge.until(lambda: len(bridge.produced) == 1)
@@ -94,6 +99,7 @@ async def test_a_full_buffer_in_bytes_is_waited_for(bridge: FakeBridge, client: 
         waiting = asyncio.create_task(writer.text("c" * 900))
         await asyncio.sleep(0.05)
         assert not waiting.done()
+        go_on.set()
         await waiting
         await writer.write(*["d" * 900] * 3)
     assert bridge.log.text == "a" + "b" * 900 + "c" * 900 + "d" * 2_700

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
@@ -41,20 +41,32 @@ class LoopThread:
         def cancel() -> None:
             if task is not None:
                 task.cancel()
+            elif not outcome.done():
+                # Interrupted before it could begin.
+                coroutine.close()
+                outcome.set_exception(ClientClosed())
 
         def ask_to_cancel() -> None:
             # A loop that is closed has ended everything.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(cancel)
 
-        with self._lock:
-            if self._closed:
-                coroutine.close()
-                raise ClientClosed
-            self._outcomes.add(outcome)
-            self._loop.call_soon_threadsafe(start)
         try:
-            return _wait(outcome, ask_to_cancel)
+            with self._lock:
+                if self._closed:
+                    coroutine.close()
+                    outcome.set_exception(ClientClosed())
+                else:
+                    self._outcomes.add(outcome)
+                    self._loop.call_soon_threadsafe(start)
+            return outcome.result()
+        except BaseException:
+            # Done, it is the coroutine's own; else this was interrupted, and may be again and again.
+            while not outcome.done():
+                with contextlib.suppress(KeyboardInterrupt):
+                    ask_to_cancel()
+                    wait([outcome])
+            raise
         finally:
             with self._lock:
                 self._outcomes.discard(outcome)
@@ -90,15 +102,3 @@ def _hand_over(task: "asyncio.Task[_Result]", outcome: "Future[_Result]") -> Non
         outcome.set_exception(error)
     else:
         outcome.set_result(task.result())
-
-
-def _wait(outcome: "Future[_Result]", cancel: Callable[[], object]) -> _Result:
-    try:
-        return outcome.result()
-    except BaseException:
-        # Done, it is the coroutine's own; else the waiting was interrupted, and may be again and again.
-        while not outcome.done():
-            with contextlib.suppress(KeyboardInterrupt):
-                cancel()
-                wait([outcome])
-        raise
