@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from asyncio import AbstractEventLoop
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,9 +11,14 @@ from hypothesis import HealthCheck, settings
 from tests.support.cluster import Cluster, running_cluster
 from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import RunningBridge, keys_without_expiry, running_bridge
+from tests.support.steady_loop import SteadyLoop
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], AbstractEventLoop]]:
+    return {"steady": SteadyLoop}
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +57,8 @@ def shared_redis() -> Iterator[RedisProcess]:
 
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[Cluster]:
-    """One running Redis Cluster for all tests that do not hurt it."""
-    with running_cluster() as cluster:
+    """One running Redis Cluster for all tests that do not hurt it, or see to it that it is well again."""
+    with running_cluster(node_timeout_ms=5_000) as cluster:
         yield cluster
 
 

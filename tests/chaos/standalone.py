@@ -35,7 +35,7 @@ class Standalone:
         clock = Clock.make(directory, found_compiler) if found_compiler is not None else None
         if clock is not None:
             binary = clock.wrap(binary)
-        self.redis = RedisFaults(RedisProcess(binary), clock)
+        self.redis = RedisFaults(RedisProcess(binary, {"appendfsync": "always"}), clock)
         self._redis_proxies = [Proxy(("127.0.0.1", self.redis.server.port)) for _ in range(BRIDGES)]
         self._settings = dict(SETTINGS) | settings
         self._bridges: Bridges | None = None

@@ -4,12 +4,14 @@ import asyncio
 import time
 
 import grpc
+import pytest
 
 from llmbridge.v1.bridge_service_pb2 import SubscribeRequest
 from llmbridge.v1.stream_pb2 import StreamRef
 from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure_of, produce, ref
 from tests.support.cluster import running_cluster
 from tests.support.running_bridge import RunningBridge, running_bridge
+from tests.support.sentinels import wait_until
 
 SESSIONS = [f"s{i}" for i in range(24)]
 SECONDS = 6.0
@@ -37,6 +39,7 @@ async def produce_for(bridge: RunningBridge, stream: StreamRef, until: float) ->
     return number - 1
 
 
+@pytest.mark.timeout(120)
 async def test_a_primary_is_killed_under_load(key_prefix: str) -> None:
     with running_cluster(primaries=3, replicas=3) as cluster:
         async with running_bridge(
@@ -52,8 +55,8 @@ async def test_a_primary_is_killed_under_load(key_prefix: str) -> None:
                 killed = cluster.nodes[0]
                 killed.kill()
                 # Its replica has the slots soon, and no replica until it comes back as one: then all is served again.
-                await asyncio.sleep(2.5)
-                killed.start()
+                await asyncio.to_thread(wait_until, lambda: cluster.node_of(0) is not killed)
+                await asyncio.to_thread(killed.start)
             for read, produced in zip(reading, producing, strict=True):
                 assert read.result().text == "".join(f"{i} " for i in range(1, produced.result() + 1))
         assert cluster.node_of(0) is not killed

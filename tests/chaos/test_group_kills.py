@@ -74,7 +74,14 @@ async def test_the_bridge_of_a_member_is_killed(
     try:
         first = await GroupMember.join(
             stored.bridge,
-            membership(STREAM, acknowledgement=EXPLICIT, max_outstanding_tokens=1, ack_deadline_ms=300),
+            # What is held while processes start comes again many times.
+            membership(
+                STREAM,
+                acknowledgement=EXPLICIT,
+                max_outstanding_tokens=1,
+                ack_deadline_ms=300,
+                max_deliveries=1_000,
+            ),
         )
         await first.message()
         member = await asyncio.to_thread(MemberProcess(process.address, STREAM, "g", settle=2, hold=6).start)

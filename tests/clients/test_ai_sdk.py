@@ -182,7 +182,7 @@ async def test_every_chunk_is_valid_and_a_cursor_gives_the_rest_alone(
     url = f"{gateway.url}/api/chat/chat%201%2F%C3%A4/stream"
     async with gateway.http.stream("GET", url) as response:
         assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             cursor = await anext(line[4:] async for line in response.aiter_lines() if line.startswith("id: "))
     async with node("chunks.mjs", major, f"{url}?cursor={cursor}") as rest, node("chunks.mjs", major, url) as all_of_it:
         started = await all_of_it.until(lambda line: line == {"type": "text-delta", "id": "text-3", "delta": "two "})

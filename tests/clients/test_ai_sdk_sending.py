@@ -96,7 +96,7 @@ async def test_stop_reaches_the_model_server(gateway: RunningGateway, model: Fak
         await program.tell(do="stop")
         await program.until(is_ready)
     # The producer learns of it with its next token, and hangs up.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await model.left.wait()
 
 

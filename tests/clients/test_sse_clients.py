@@ -57,7 +57,7 @@ async def test_curl_shows_a_stream_as_it_grows(bridge: RunningBridge, gateway: R
     )  # fmt: skip
     assert process.stdout is not None
     lines: list[str] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
 
         async def until(start: str) -> None:
             assert process.stdout is not None

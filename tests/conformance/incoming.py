@@ -259,6 +259,12 @@ class Watcher:
         """Wait for so many events."""
         return [await self.event() for _ in range(count)]
 
+    async def heartbeat(self) -> None:
+        """Wait for a message without events; before it there may be events of other people's sessions."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while events := (await self.call.next()).events:
+                assert self.sessions.isdisjoint(event.stream.session_id for event in events)
+
     async def is_quiet(self, seconds: float = 0.15) -> bool:
         """Whether none of its sessions' events comes for so long."""
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from typing import Any
 
 from llmbridge.v1.bridge_service_pb2 import ACKNOWLEDGEMENT_EXPLICIT, POSITION_LATEST
@@ -41,7 +42,7 @@ class TestDrain:
         await other.produce(stream, "c", first=3, end=STOP)
         assert (await on.to_the_end()).text == "c"
         assert first.instance.process is not None
-        assert await asyncio.to_thread(first.instance.process.process.wait, 15) == 0
+        assert await asyncio.to_thread(first.instance.process.process.wait, 30) == 0
 
     async def test_unsettled_entries_stay_the_members_which_settles_at_any_other_bridge(
         self, doomed: Doomed, stream: StreamRef
@@ -81,11 +82,12 @@ class TestTheBridgeIsKilled:
         first, other = await doomed.bridge(), doomed.other
         settings: dict[str, Any] = {"acknowledgement": ACKNOWLEDGEMENT_EXPLICIT, "ack_deadline_ms": 800}
         await other.produce(stream, "a", first=1, end=STOP)
+        begun = time.monotonic()
         await (await first.join(stream, **settings)).message()
         another = await other.join(stream, **settings)
         send(first, signal.SIGKILL)
-        assert await another.is_quiet(0.2), "the deadline has not passed"
         again = await another.message()
+        assert time.monotonic() - begun > 0.75, "the deadline had not passed"
         assert (again.tokens[0].text, again.delivery_attempt) == ("a", 2)
         assert await other.acknowledge(another.group, ack_ids(again)) == [DONE]
         assert (await another.to_the_end()).completions == [STOP]
@@ -110,12 +112,13 @@ class TestTheBridgeIsKilled:
     ) -> None:
         first, other = await doomed.bridge(), doomed.other
         watcher = await first.watch(stream, group=group, ack_deadline_ms=800)
+        begun = time.monotonic()
         await other.produce(stream, "a", first=1, end=STOP)
         mine = await watcher.take(2)
         another = await other.watch(stream, group=group, ack_deadline_ms=800)
         send(first, signal.SIGKILL)
-        assert await another.is_quiet(0.2), "the deadline has not passed"
         again = await another.take(2)
+        assert time.monotonic() - begun > 0.75, "the deadline had not passed"
         assert {event.cursor for event in again} == {event.cursor for event in mine}
         assert {event.delivery_attempt for event in again} == {2}
 
@@ -125,7 +128,7 @@ class TestRedisIsUnreachable:
         self, nervous: Nervous, stream: StreamRef
     ) -> None:
         bridge = nervous.bridge
-        await bridge.produce(stream, "a", first=1)
+        await bridge.produce_surely(stream, "a", first=1)
         reader = await (await bridge.subscribe(stream)).through(1)
 
         nervous.redis.kill()
@@ -146,14 +149,14 @@ class TestRedisIsUnreachable:
 
         nervous.redis.start()
         await bridge.produce_surely(stream, "b", first=2)
-        await bridge.produce(stream, first=3, end=STOP)
+        await bridge.produce_surely(stream, first=3, end=STOP)
         assert (await reader.to_the_end()).text == "ab"
 
     async def test_attached_members_and_watchers_stay_with_heartbeats_and_go_on(
         self, nervous: Nervous, stream: StreamRef, group: str
     ) -> None:
         bridge = nervous.bridge
-        await bridge.produce(stream, "a", first=1)
+        await bridge.produce_surely(stream, "a", first=1)
         member = await bridge.join(stream, acknowledgement=ACKNOWLEDGEMENT_EXPLICIT, ack_deadline_ms=60_000)
         [mine] = await member.messages(1)
         watcher = await bridge.watch(stream, group=group)
@@ -162,11 +165,11 @@ class TestRedisIsUnreachable:
         nervous.redis.kill()
         for _ in range(2):
             assert not (await member.call.next()).tokens
-            assert not (await watcher.call.next()).events
+            await watcher.heartbeat()
 
         nervous.redis.start()
         await bridge.produce_surely(stream, "b", first=2)
-        await bridge.produce(stream, first=3, end=STOP)
+        await bridge.produce_surely(stream, first=3, end=STOP)
         ids = ack_ids(mine, *await member.messages(1))
         assert await bridge.acknowledge(member.group, ids) == [DONE, DONE]
         assert (await member.to_the_end()).text == "ab"
@@ -176,7 +179,7 @@ class TestRedisIsUnreachable:
         self, nervous: Nervous, stream: StreamRef
     ) -> None:
         bridge = nervous.bridge
-        await bridge.produce(stream, "a", first=1)
+        await bridge.produce_surely(stream, "a", first=1)
         process = nervous.redis.process
         assert process is not None
         os.kill(process.pid, signal.SIGSTOP)
@@ -188,5 +191,5 @@ class TestRedisIsUnreachable:
         assert refusal.retry_ms
         for _ in range(2):
             await bridge.produce_surely(stream, *"bc", first=2)
-        await bridge.produce(stream, first=4, end=STOP)
+        await bridge.produce_surely(stream, first=4, end=STOP)
         assert (await bridge.read_all(stream)).text == "abc"

@@ -168,7 +168,7 @@ class TestTrimmingAndExpiry:
     ) -> None:
         silent, busy = new_stream(), new_stream()
         for stream in (busy, silent):
-            await bridge.create(stream, retention_ms=1_000)
+            await bridge.create(stream, retention_ms=2_000)
             cursors = await one_by_one(bridge, stream, "ab")
         reader = await (await bridge.subscribe(silent)).through(2)
         sequence = 2

@@ -14,7 +14,7 @@ from llmbridge.v1.stream_pb2 import SEALER_CANCEL, SEALER_LOST, SEALER_PRODUCER,
 from llmbridge.v1.token_pb2 import FINISH_REASON_CANCELLED, FINISH_REASON_STOP, Completion, Usage
 from tests.conformance.caller import DONE, NOT_PENDING, STOP, Caller, new_stream, refused
 from tests.conformance.conftest import Connect
-from tests.conformance.incoming import COMPLETED, CREATED, Watcher, feed_group
+from tests.conformance.incoming import COMPLETED, CREATED, PATIENCE_SECONDS, Watcher, feed_group
 
 
 def kinds(events: list[LifecycleEvent]) -> list[tuple[str, int]]:
@@ -210,10 +210,12 @@ class TestPromises:
             await bridge.produce(stream, "a", first=1, end=STOP)
 
         async def work(watcher: Watcher) -> None:
-            while not await watcher.is_quiet(0.4):
-                await bridge.acknowledge(watcher.group, [watcher.events[-1].ack_id])
+            while sum(len(each.events) for each in watchers) < 2 * len(streams) or not await watcher.is_quiet():
+                if not await watcher.is_quiet(0.05):
+                    await bridge.acknowledge(watcher.group, [watcher.events[-1].ack_id])
 
-        await asyncio.gather(*map(work, watchers))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.gather(*map(work, watchers))
         events = [*watchers[0].events, *watchers[1].events]
         assert {event.delivery_attempt for event in events} == {1}
         assert sorted(kinds(events)) == sorted((s.session_id, kind) for s in streams for kind in (CREATED, COMPLETED))

@@ -28,7 +28,7 @@ async def test_1_stored_means_stored_also_when_redis_is_killed_with_appendfsync_
 ) -> None:
     bridge = nervous.bridge
     for i in range(20):
-        await bridge.produce(stream, str(i), first=i + 1)
+        await bridge.produce_surely(stream, str(i), first=i + 1)
     nervous.redis.kill()
     nervous.redis.start()
     await bridge.produce_surely(stream, first=21, end=STOP)

@@ -1,6 +1,7 @@
 """docs/protocol.md, "Reading": where a reader begins, heartbeats, resuming, slow readers."""
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -140,12 +141,13 @@ class TestHeartbeats:
         assert reader.cursor == ""
         await bridge.produce(stream, "a", first=1)
         await reader.through(1)
-        came = time.monotonic()
-        for _ in range(2):
+        came = [time.monotonic()]
+        # A busy machine may hold up one of them, and so bring it together with the next.
+        for _ in range(6):
             await reader.heartbeat()
-            now = time.monotonic()
-            assert 0.5 * every < now - came < 3 * every, "it is dropped after three times that long"
-            came = now
+            came.append(time.monotonic())
+        pauses = sorted(later - earlier for earlier, later in itertools.pairwise(came))
+        assert 0.5 * every < pauses[3] < 3 * every, "it is dropped after three times that long"
         await bridge.produce(stream, "b", first=2, end=STOP)
         assert (await reader.to_the_end()).text == "ab"
 

@@ -210,13 +210,13 @@ class TestSettling:
         self, bridge: Caller, second: Caller, stream: StreamRef
     ) -> None:
         await write(bridge, stream, "ab")
-        worker = await bridge.join(stream, **EXPLICIT, ack_deadline_ms=600, max_outstanding_tokens=2)
+        worker = await bridge.join(stream, **EXPLICIT, ack_deadline_ms=2_000, max_outstanding_tokens=2)
         extended, left = ack_ids(*await worker.messages(2))
         another = await second.join(stream, **EXPLICIT)
         for _ in range(6):
             assert await second.extend(worker.group, [extended]) == [DONE]
-            await asyncio.sleep(0.15)
-        # 0.9 s later the one has gone to another, the other has not.
+            await asyncio.sleep(0.4)
+        # 2.4 s later the one has gone to another, the other has not.
         again = await another.message()
         assert (again.first_sequence, len(again.tokens), again.delivery_attempt) == (2, 1, 2)
         assert await bridge.acknowledge(worker.group, [extended, left]) == [DONE, DONE]

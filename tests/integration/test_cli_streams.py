@@ -119,14 +119,15 @@ async def test_an_unreachable_bridge_is_given_up_in_time() -> None:
 
 async def test_health_tells_by_exit_code() -> None:
     async with FakeBridge() as fake:
-        assert await run("health", "--address", fake.address) == Done(0, "SERVING\n", "")
+        assert await run("health", "--timeout", "20", "--address", fake.address) == Done(0, "SERVING\n", "")
         await fake.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         assert await run("health", LLMBRIDGE_ADDRESS=fake.address) == Done(1, "NOT_SERVING\n", "")
         unknown = await run("health", "--service", "nix", "--address", fake.address)
         assert unknown == Done(5, "", f"llmbridge: the bridge at {fake.address} has no service of that name\n")
-    gone = await run("health", "--address", fake.address)
-    assert (gone.code, gone.out) == (4, "")
-    assert gone.err.startswith(f"llmbridge: no answer from a bridge at {fake.address} ")
+        await fake.stop()
+        gone = await run("health", "--address", fake.address)
+        assert (gone.code, gone.out) == (4, "")
+        assert gone.err.startswith(f"llmbridge: no answer from a bridge at {fake.address} ")
 
 
 async def test_health_of_a_real_bridge_and_its_services(bridge: RunningBridge) -> None:

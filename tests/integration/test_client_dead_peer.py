@@ -11,8 +11,8 @@ from llmbridge.client import Client
 from tests.support.bridge_process import BridgeProcess
 from tests.support.redis_process import RedisProcess
 
-# Ping after 6 s, no answer for 3 s, and time to connect to the other bridge.
-SECONDS = 12.0
+# Ping after 6 s, no answer for 3 s, and time to connect to the other bridge. Without pings it would take 45 s.
+SECONDS = 20.0
 
 
 @pytest.fixture

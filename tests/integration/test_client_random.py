@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llmbridge.client import Client, FinishReason, Message, RetryPolicy
 from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
+from tests.support.steady_loop import SteadyLoop
 from tests.support.tasks import no_tasks_left
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.02, attempt_timeout=0.3)
@@ -122,7 +123,7 @@ async def run(history: History) -> None:
 
 def test_every_reader_gets_what_was_written() -> None:
     # One loop for all examples: grpc serves one loop of a process at a time.
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=SteadyLoop) as runner:
 
         @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(histories)

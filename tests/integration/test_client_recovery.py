@@ -96,7 +96,7 @@ async def test_what_is_not_kept_is_told_to_everybody(client: Client, surgery: Lo
                 await writer.flush()
             surgery.lose_tail(1)
             await writer.text("d")
-            await asyncio.wait_for(writer.stopped.wait(), 10)
+            await asyncio.wait_for(writer.stopped.wait(), 15)
             await writer.text("e")
     assert caught.value.expected == 2
     assert not hasattr(caught.value, "__notes__")
@@ -222,7 +222,7 @@ async def test_a_cancel_is_noticed_at_the_next_batch(client: Client) -> None:
     written = 0
     with pytest.raises(StreamCompleted) as caught:
         async with client.write(*KEY) as writer:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not writer.stopped.is_set():
                     await writer.text("x")
                     written += 1
@@ -230,7 +230,8 @@ async def test_a_cancel_is_noticed_at_the_next_batch(client: Client) -> None:
                     if written == 20:
                         await client.cancel(*KEY, reason="enough")
     assert caught.value.sealer is Sealer.CANCEL
-    assert written < 100
+    # Within 2 s: by the next batch, and not when a silent writer would ask, after 5 s.
+    assert written < 400
 
 
 async def test_a_cancel_is_noticed_in_silence(client: Client) -> None:
@@ -239,4 +240,4 @@ async def test_a_cancel_is_noticed_in_silence(client: Client) -> None:
             await writer.text("x")
             await writer.flush()
             await client.cancel(*KEY)
-            await asyncio.wait_for(writer.stopped.wait(), 5)
+            await asyncio.wait_for(writer.stopped.wait(), 15)

@@ -10,6 +10,7 @@ import pytest
 
 from llmbridge.client import Client, FinishReason, Message, ProducerFenced, RetryPolicy, StreamCompleted, Token
 from tests.support.bridge_process import BridgeProcess
+from tests.support.calls import PATIENCE_SECONDS, until
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge
 
@@ -71,8 +72,9 @@ async def test_writers_and_readers_go_on_at_another_bridge(
         assert messages[-1].last_sequence == len(TEXTS) + 1
 
 
-async def test_readers_of_a_stream_get_the_same_objects(client: Client) -> None:
+async def test_readers_of_a_stream_get_the_same_objects(bridge: RunningBridge, client: Client) -> None:
     readers = [asyncio.create_task(read(client, 1)) for _ in range(200)]
+    await until(lambda: len(bridge.core._connections) == len(readers))
     async with client.write(*key(1)) as writer:
         for text in "abcdefgh":
             await writer.text(text)
@@ -102,7 +104,7 @@ async def test_a_cancel_reaches_a_silent_writer_at_once(client: Client) -> None:
             await writer.text("a")
             await writer.flush()
             await client.cancel(*key(1))
-            await asyncio.wait_for(writer.stopped.wait(), 2)
+            await asyncio.wait_for(writer.stopped.wait(), PATIENCE_SECONDS)
     assert (await read(client, 1))[-1].finish_reason is FinishReason.CANCELLED
 
 
@@ -114,7 +116,7 @@ async def test_a_takeover_reaches_a_silent_writer_at_once(client: Client) -> Non
         async with takeover.writer as writer:
             await writer.text("b")
             await writer.flush()
-            await asyncio.wait_for(dead.stopped.wait(), 2)
+            await asyncio.wait_for(dead.stopped.wait(), PATIENCE_SECONDS)
         with pytest.raises(ProducerFenced):
             await dead.text("c")
     assert "".join(message.text for message in await read(client, 1)) == "ab"

@@ -145,7 +145,7 @@ async def test_reading_ends_in_time(bridge: FakeBridge) -> None:
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             next(client.subscribe(*KEY, timeout=0.2))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
 
     await with_client(bridge, work)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llmbridge.client import Client, FinishReason, GenerationOver, RetryPolicy, SequenceGap, Writer
 from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
+from tests.support.steady_loop import SteadyLoop
 from tests.support.tasks import no_tasks_left
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.01, attempt_timeout=0.5)
@@ -106,7 +107,7 @@ async def run(chain: list[Life], produce_faults: list[Fault], read_faults: list[
 
 def test_each_goes_on_where_the_one_before_it_ended() -> None:
     # One loop for all examples: grpc serves one loop of a thread at a time.
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=SteadyLoop) as runner:
 
         @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(st.lists(lives, min_size=1, max_size=4), st.lists(faults, max_size=8), st.lists(faults, max_size=4))

@@ -26,6 +26,7 @@ from llmbridge.v1.bridge_service_pb2 import ProduceRequest
 from llmbridge.v1.token_pb2 import FINISH_REASON_CANCELLED, FINISH_REASON_ERROR, Token
 from tests.support.fake_bridge import KEY, FakeBridge
 from tests.support.faults import Fault
+from tests.support.steady_loop import SteadyLoop
 from tests.support.tasks import no_tasks_left
 
 QUICK = RetryPolicy(first_delay=0.001, longest_delay=0.01, attempt_timeout=0.3)
@@ -210,7 +211,7 @@ async def run(history: History, *, must_succeed: bool) -> None:
 
 def check_all(strategy: st.SearchStrategy[History], *, must_succeed: bool) -> None:
     # One loop for all examples: grpc serves one loop of a thread at a time.
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=SteadyLoop) as runner:
 
         @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(strategy)

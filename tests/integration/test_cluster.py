@@ -44,7 +44,7 @@ def own_cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
 @asynccontextmanager
 async def serving(cluster: Cluster, prefix: str, **settings: Any) -> AsyncIterator[RunningBridge]:
     async with running_bridge(
-        cluster.url, key_prefix=prefix, redis_timeout_ms=500, heartbeat_ms=500, **settings
+        cluster.url, key_prefix=prefix, redis_timeout_ms=5_000, heartbeat_ms=500, **settings
     ) as running:
         yield running
 
@@ -215,7 +215,7 @@ async def test_a_node_that_is_down_takes_its_own_streams_along_and_no_others(
             failed = await failure(produce(bridge.bridge, ref("r", session), "b", first=2))
             assert failed.code is grpc.StatusCode.UNAVAILABLE
             assert failed.retry_ms
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 4, "there is nothing to wait for"
         # Taking the bridge out of service would take the other nodes' streams out, too.
         health = health_pb2_grpc.HealthStub(bridge.channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING

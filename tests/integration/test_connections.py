@@ -265,7 +265,7 @@ async def test_one_that_was_let_go_does_not_hold_up_a_drain(shared_redis: RedisP
         bridge.stop.set()
         async with asyncio.timeout(PATIENCE_SECONDS):
             await bridge.ended
-        assert time.monotonic() - begun < bridge.settings.drain_timeout_ms / 2_000
+        assert time.monotonic() - begun < bridge.settings.drain_timeout_ms / 1_500
 
 
 @pytest.mark.parametrize("heartbeat_ms", [100, 60_000])
@@ -275,11 +275,11 @@ async def test_only_who_takes_nothing_is_idle(shared_redis: RedisProcess, key_pr
         quiet = await attached(bridge.bridge, SubscribeRequest(stream=ref("quiet")))
         reading = asyncio.create_task(Received().read(quiet))
         [quiet_one] = await listed(bridge)
+        begun = time.monotonic()
         async with held_reader(bridge) as call:
-            begun = time.monotonic()
             await until(lambda: len(bridge.core._connections) == 1)
-            # Within the interval and a tick, after some of it has passed while the records were produced.
-            assert 0.3 < time.monotonic() - begun < 5
+            # Not before the interval is over; on a busy machine it may be when the last record is produced.
+            assert time.monotonic() - begun > 0.9
             received = Received()
             failed = await failure(received.read(call))
             assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "CONNECTION_IDLE")

@@ -58,7 +58,10 @@ async def test_it_passes_and_leaves_nothing_behind() -> None:
     code, shown = await run()
     assert code == PASSED, shown
     assert shown.splitlines()[-1] == "PASS"
-    assert "reader B : cut off after 20 tokens" in shown
+    # At the twentieth; on a busy machine several come at once.
+    cut = re.search(r"reader B : cut off after (\d+) tokens", shown)
+    assert cut is not None, shown
+    assert int(cut[1]) >= 20
     assert "reader B : resumed after token" in shown
     assert "✗" not in shown
     assert shown.count("✓") == 7

@@ -60,7 +60,7 @@ async def test_it_is_down_after_a_cut_and_then_carries_again() -> None:
                 await asyncio.sleep(0.02)
             else:
                 break
-        assert refused > 2
+        assert refused > 0
         assert len(line.connected_at) == 2
         assert line.connected_at[1] - line.connected_at[0] >= 0.3
         writer.close()

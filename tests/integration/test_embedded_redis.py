@@ -20,6 +20,8 @@ import uvloop
 from redis.asyncio import Redis
 
 from llmbridge.server.embedded_redis import EmbeddedRedisError, RedisServerBinary, embedded_redis, find_redis_server
+from tests.support.calls import until
+from tests.support.sentinels import wait_until
 
 PATIENCE_S = 15.0
 
@@ -108,7 +110,8 @@ def scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         monkeypatch.setenv("TMPDIR", name)
         directory = Path(name)
         yield directory
-        assert processes_of(directory) == []
+        # Who was killed may take a moment to be gone.
+        wait_until(lambda: not processes_of(directory))
         assert list(directory.iterdir()) == []
 
 
@@ -134,12 +137,6 @@ def guard_of(pid: int) -> psutil.Process:
     return guard
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 @asynccontextmanager
 async def bridge_process(
     binary: RedisServerBinary, data_dir: Path | None = None, *, fork: bool = False
@@ -162,7 +159,7 @@ async def bridge_process(
 
 def fake_server(directory: Path, source: str) -> RedisServerBinary:
     path = directory / "redis-server"
-    path.write_text(f"#!{sys.executable}\n{source}")
+    path.write_text(f"#!{sys.executable} -IS\n{source}")  # without what is installed, so that it starts at once
     path.chmod(0o700)
     return RedisServerBinary(path, (7, 0, 0), "PATH")
 
@@ -204,8 +201,8 @@ async def test_no_descriptor_is_left_open(binary: RedisServerBinary) -> None:
         async with embedded_redis(binary):
             pass
         counts.append(this_process.num_fds())
-    # The first run may open what the event loop keeps, such as its executor's.
-    assert counts[1:] == counts[:1] * 2
+    # The first run may open what the event loop keeps, such as its executor's; what other tests had open may be closed.
+    assert counts[2] <= counts[1] <= counts[0]
 
 
 def test_it_runs_on_uvloop(binary: RedisServerBinary) -> None:
@@ -272,8 +269,8 @@ async def test_one_that_demands_a_password_is_reported(binary: RedisServerBinary
 
 async def test_one_that_never_answers_is_killed_with_its_children(tmp_path: Path) -> None:
     server = fake_server(tmp_path, NEVER_READY)
-    with pytest.raises(EmbeddedRedisError, match=r"did not answer within 0\.5 s; its last lines:\nstill thinking"):
-        await embedded_redis(server, start_timeout=0.5, stop_timeout=0.2).__aenter__()
+    with pytest.raises(EmbeddedRedisError, match=r"did not answer within 2 s; its last lines:\nstill thinking"):
+        await embedded_redis(server, start_timeout=2, stop_timeout=0.2).__aenter__()
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, scratch: Path) -> None:
@@ -283,7 +280,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, scratch:
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
-    assert processes_of(scratch) == []
+    await until(lambda: not processes_of(scratch))
 
 
 async def test_data_survives_a_restart(binary: RedisServerBinary, data_dir: Path) -> None:
@@ -308,7 +305,7 @@ async def test_data_survives_an_upgrade_and_a_downgrade_is_refused(data_dir: Pat
 
 async def test_a_data_directory_serves_one_bridge_at_a_time(binary: RedisServerBinary, data_dir: Path) -> None:
     async with embedded_redis(binary, data_dir=data_dir) as redis:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(EmbeddedRedisError) as caught:
                 await embedded_redis(binary, data_dir=data_dir).__aenter__()
         assert str(caught.value) == f"the data directory {data_dir} is in use by another bridge (pid {os.getpid()})"

@@ -266,9 +266,10 @@ async def test_small_answers_do_not_wait_for_the_other_side(bridge: RunningBridg
     clock = asyncio.get_running_loop().time
     async with running_gateway(bridge.address) as gateway:
         await gateway.http.get(STREAM)
-        took = []
-        for _ in range(20):
+        # One is enough: no answer that waits for the other side is quicker, and on a busy machine many are not.
+        for _ in range(200):
             begun = clock()
             await gateway.http.get(STREAM)
-            took.append(clock() - begun)
-        assert min(took) < 0.035
+            if clock() - begun < 0.035:
+                return
+        raise AssertionError("every answer took 35 ms")

@@ -49,7 +49,7 @@ async def test_check_of_a_service_that_is_not_here(bridge: RunningBridge) -> Non
 
 
 async def test_watch_sees_redis_go_and_come_for_every_service(own_redis: RedisProcess, key_prefix: str) -> None:
-    async with running_bridge(own_redis.url, key_prefix=key_prefix, redis_timeout_ms=500) as bridge:
+    async with running_bridge(own_redis.url, key_prefix=key_prefix, redis_timeout_ms=10_000) as bridge:
         watches = [health(bridge).Watch(health_pb2.HealthCheckRequest(service=service)) for service in SERVICES]
         nothing = health(bridge).Watch(health_pb2.HealthCheckRequest(service="nothing"))
         assert [await next_status(watch) for watch in watches] == [SERVING] * len(SERVICES)

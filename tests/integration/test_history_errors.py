@@ -1,13 +1,26 @@
 """History that is gone is an explicit error with a cursor that works, for readers that attach and for attached ones."""
 
+import asyncio
 from collections.abc import Iterator
 
 import grpc
 import pytest
 
 from llmbridge.v1.bridge_service_pb2 import POSITION_BEGINNING, POSITION_EARLIEST, SubscribeRequest
+from llmbridge.v1.connection_service_pb2 import CONNECTION_STATE_HELD, ListConnectionsRequest
 from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest, DeleteStreamRequest, TrimStreamRequest
-from tests.support.calls import STOP, Failure, Received, attached, failure, produce, ref, stalled_channel, stub
+from tests.support.calls import (
+    PATIENCE_SECONDS,
+    STOP,
+    Failure,
+    Received,
+    attached,
+    failure,
+    produce,
+    ref,
+    stalled_channel,
+    stub,
+)
 from tests.support.log_surgery import LogSurgery
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge
@@ -31,6 +44,16 @@ async def one_by_one(bridge: RunningBridge, *texts: str, first: int = 1) -> list
 
 async def resume(bridge: RunningBridge, cursor: str) -> Failure:
     return await failure(Received().read(bridge.bridge.Subscribe(SubscribeRequest(stream=STREAM, after_cursor=cursor))))
+
+
+async def until_held_up(bridge: RunningBridge) -> None:
+    """Wait until a reader has taken nothing for a while."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            answer = await bridge.connections.ListConnections(ListConnectionsRequest())
+            if any(one.state == CONNECTION_STATE_HELD for one in answer.connections):
+                return
+            await asyncio.sleep(0.01)
 
 
 async def read_after(bridge: RunningBridge, cursor: str, through: int) -> list[str]:
@@ -67,6 +90,7 @@ class TestTrimmed:
         async with stalled_channel(bridge.address) as channel:
             call = await attached(stub(channel), SubscribeRequest(stream=STREAM))
             await one_by_one(bridge, *texts)
+            await until_held_up(bridge)
             await bridge.admin.TrimStream(TrimStreamRequest(stream=STREAM, keep_tokens=1))
             reader = Received()
             failed = await failure(reader.read(call))
@@ -229,6 +253,7 @@ class TestLostTail:
         async with stalled_channel(bridge.address) as channel:
             held_up = await attached(stub(channel), SubscribeRequest(stream=STREAM))
             await one_by_one(bridge, *texts)
+            await until_held_up(bridge)
             log.lose_tail(keep=1)
             log.wake()
             follower = await attached(bridge.bridge, SubscribeRequest(stream=STREAM))

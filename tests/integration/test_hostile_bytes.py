@@ -19,7 +19,7 @@ from llmbridge.v1 import connection_service_pb2 as connection_pb
 from llmbridge.v1 import group_service_pb2 as group_pb
 from llmbridge.v1 import stream_admin_service_pb2 as admin_pb
 from llmbridge.v1.token_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, Completion, Generation, Token, ToolCall, Usage
-from tests.support.calls import STOP, Received, failure_of, read_all, ref
+from tests.support.calls import PATIENCE_SECONDS, STOP, Received, failure_of, read_all, ref
 from tests.support.log_surgery import LogSurgery
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
@@ -116,17 +116,17 @@ async def target(shared_redis: RedisProcess, key_prefix: str) -> AsyncIterator[R
         yield running
 
 
-async def send(channel: Any, method: str, raw: bytes) -> grpc.StatusCode:
-    """Send raw bytes to a method and tell how the call ended; those that wait get little time."""
+async def send(channel: Any, method: str, raw: bytes, patience: float = 0.1) -> grpc.StatusCode:
+    """Send raw bytes to a method and tell how the call ended; those that wait get that many seconds."""
     try:
         if method in UNARY:
-            await channel.unary_unary(method)(raw, timeout=5)
+            await channel.unary_unary(method)(raw, timeout=PATIENCE_SECONDS)
         elif method in SERVER_STREAM:
-            call = channel.unary_stream(method)(raw, timeout=0.1)
+            call = channel.unary_stream(method)(raw, timeout=patience)
             while await call.read() is not grpc.aio.EOF:
                 pass
         else:
-            talk = channel.stream_stream(method)(timeout=1)
+            talk = channel.stream_stream(method)(timeout=PATIENCE_SECONDS)
             await talk.write(raw)
             await talk.done_writing()
             while await talk.read() is not grpc.aio.EOF:
@@ -214,7 +214,8 @@ async def test_malformed_requests_to_every_method(target: RunningBridge, raw: by
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_bytes_that_are_no_message_are_told_so(target: RunningBridge, method: str) -> None:
-    assert await send(target.channel, method, b"\xff\xff\xff") is grpc.StatusCode.INVALID_ARGUMENT
+    code = await send(target.channel, method, b"\xff\xff\xff", PATIENCE_SECONDS)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ class Elsewhere:
         self.broken.set()
 
 
-async def write(bridges: Elsewhere, dice: random.Random) -> None:
-    """Produce all texts in batches, repeating what broke with the same numbers."""
+async def write(bridges: Elsewhere, dice: random.Random, killed: asyncio.Event) -> None:
+    """Produce all texts in batches, repeating what broke with the same numbers; the end after the kill."""
     sent = 0
     while sent < len(TEXTS):
         count = min(dice.randint(1, 5), len(TEXTS) - sent)
@@ -47,6 +47,8 @@ async def write(bridges: Elsewhere, dice: random.Random) -> None:
             producer_id="one",
             completion=STOP if end else None,
         )
+        if end:
+            await killed.wait()
         while True:
             try:
                 answer = await bridges.bridge().Produce(request, timeout=PATIENCE_SECONDS)
@@ -82,7 +84,8 @@ async def test_kill_in_mid_stream(
             readers = Elsewhere(mortal, bridge.channel)
             producer = readers if producers_bridge_dies else Elsewhere(bridge.channel, bridge.channel)
             async with asyncio.TaskGroup() as group:
-                writing = group.create_task(write(producer, dice))
+                killed = asyncio.Event()
+                writing = group.create_task(write(producer, dice, killed))
                 reading = [group.create_task(read(readers)) for _ in range(3)]
                 far = Received()
                 call = bridge.bridge.Subscribe(SubscribeRequest(stream=STREAM))
@@ -90,6 +93,7 @@ async def test_kill_in_mid_stream(
                 call.cancel()
                 assert not writing.done()
                 process.kill()
+                killed.set()
         assert readers.broken.is_set()
         for task in reading:
             assert task.result().texts == TEXTS

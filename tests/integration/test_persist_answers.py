@@ -8,12 +8,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llmbridge.client import Client
 from llmbridge.client.groups import GroupName
 from llmbridge.v1.stream_admin_service_pb2 import DeleteStreamRequest, TrimStreamRequest
 from tests.support.calls import STOP, produce, ref
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
+
+# The example's processes take a second to start, and some more on a busy machine.
+pytestmark = pytest.mark.timeout(150)
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "persist_answers.py"
 GROUP = GroupName(None, "persist-answers")

@@ -102,7 +102,7 @@ async def test_a_generator_is_closed_when_the_writer_takes_no_more(client: Clien
             closed.set()
 
     piping = asyncio.create_task(client.pipe(said(), *NAME))
-    async with asyncio.timeout(10), client.subscribe(*NAME) as subscription:
+    async with asyncio.timeout(20), client.subscribe(*NAME) as subscription:
         await anext(subscription)
         await client.cancel(*NAME)
         with pytest.raises(StreamCompleted):
@@ -186,7 +186,7 @@ async def test_a_source_that_hangs_when_closed_holds_up_nothing_for_long(
         async def aclose(self) -> None:
             await asyncio.Event().wait()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await client.pipe(Hanging(), *NAME)
     assert "could not close Hanging: TimeoutError" in caplog.text
     assert (await read_response(client, *NAME)).text == "a"

@@ -6,6 +6,7 @@ import grpc
 import pytest
 import redis
 
+from llmbridge.log.keys import Keys
 from llmbridge.v1.bridge_service_pb2 import CancelRequest
 from tests.support.bridge_process import BridgeProcess
 from tests.support.calls import STOP, produce, ref, stub, until
@@ -37,8 +38,9 @@ async def _writing(bridge: Any, shared_redis: RedisProcess, key_prefix: str, *na
         *(append(i, 1, "a") for i, _ in numbered), starts=tuple(start(i, sessions[i]) for i, _ in numbered)
     )
     await writers.settled()
+    partitions = {Keys(key_prefix, 64).partition_of(name) for name in names}
     with shared_redis.client() as client:
-        await until(lambda: _listened(client, key_prefix) >= 1)
+        await until(lambda: _listened(client, key_prefix) >= len(partitions))
     return writers
 
 
@@ -108,7 +110,7 @@ async def test_only_those_concerned_are_told(
 
 
 async def test_a_producer_that_was_taken_for_lost_is_told(shared_redis: RedisProcess, key_prefix: str) -> None:
-    async with running_bridge(shared_redis.url, key_prefix=key_prefix, producer_lost_ms=1_000) as bridge:
+    async with running_bridge(shared_redis.url, key_prefix=key_prefix, producer_lost_ms=3_000) as bridge:
         writers = await _writing(bridge.bridge, shared_redis, key_prefix, "r")
         assert await writers.told() == [(1, LOST)]
 

@@ -10,7 +10,7 @@ import pytest
 from llmbridge.v1.bridge_service_pb2 import ProduceRequest
 from llmbridge.v1.connection_service_pb2 import CONNECTION_STATE_HELD, ListConnectionsRequest
 from llmbridge.v1.token_pb2 import Token
-from tests.support.calls import ref, until
+from tests.support.calls import PATIENCE_SECONDS, ref, until
 from tests.support.event_stream import EventStream, events_path, reading
 from tests.support.running_bridge import RunningBridge
 from tests.support.running_gateway import RunningGateway, running_gateway
@@ -69,7 +69,7 @@ async def test_a_browser_that_does_not_read_is_held(bridge: RunningBridge, gatew
         # Through the same gateway, and the same connection to the bridge.
         async with reading(gateway.http, events_path("other", session="t")) as other:
             await bridge.bridge.Produce(ProduceRequest(stream=ref("other", session="t"), tokens=[Token(text="hello")]))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await other.until(lambda: other.text == "hello")
         # When it reads again, nothing is missing.
         got = EventStream()
@@ -104,5 +104,4 @@ async def test_a_stalled_tab_that_is_closed_frees_everything(bridge: RunningBrid
     await fill(bridge)
     async with stalled(gateway, events_path("big")):
         await held(bridge)
-    async with asyncio.timeout(1):
-        await until(lambda: gateway.core.link.reads == 0 and bridge.core.idle)
+    await until(lambda: gateway.core.link.reads == 0 and bridge.core.idle)

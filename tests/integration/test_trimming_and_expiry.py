@@ -20,6 +20,8 @@ from tests.support.running_bridge import keys_without_expiry
 NAME = StreamName("s", "m", "r")
 STOP = FinishReason.STOP
 CANCEL = Seal(Sealer.CANCEL, FinishReason.CANCELLED)
+SOON_MS = 30_000
+"""Less than what is to be seen renewed, and longer than a busy machine needs to come to it."""
 
 
 def _batches(*sizes: int) -> list[str]:
@@ -152,12 +154,12 @@ async def test_what_is_stored_renews_a_short_retention(
     each_redis: RedisProcess, key_prefix: str, step: Append | Seal
 ) -> None:
     async with log_parts(each_redis.url, key_prefix) as parts:
-        await parts.streams.create(NAME, 5_000, None, DAY_MS)
+        await parts.streams.create(NAME, 60_000, None, DAY_MS)
         await _append(parts, "t")
         log = parts.keys.stream(NAME).log
-        assert await parts.client.pexpire(log, 900)
+        assert await parts.client.pexpire(log, SOON_MS)
         await parts.store(NAME, step)
-        assert 3_000 < await parts.client.pttl(log) <= 5_000
+        assert SOON_MS < await parts.client.pttl(log) <= 60_000
 
 
 @pytest.mark.parametrize("step", [request(2, "t"), request(2, "t", STOP), request(2, "t", by=NEWER), CANCEL])
@@ -179,13 +181,13 @@ async def test_what_is_stored_first_in_a_minute_renews_a_long_retention_for_all_
             async with parts.client.pipeline(transaction=True) as surgery:
                 surgery.delete(log)
                 surgery.xadd(log, fields | {b"i": b"%d %s" % (int(time_ms) + offset_ms, rest)}, id=entry_id)
-                surgery.pexpire(log, 900)
+                surgery.pexpire(log, SOON_MS)
                 await surgery.execute()
             if offset_ms < 0:
                 kept: Any = await parts.client.dump(log)
             await parts.store(NAME, step)
             assert 0 <= await parts.client.pttl(log) - (own or DAY_MS) <= minute_ms
-            await parts.client.restore(log, 900, kept, replace=True)
+            await parts.client.restore(log, SOON_MS, kept, replace=True)
             await parts.client.zadd(parts.keys.stream(NAME).open_index, {parts.keys.stream(NAME).open_member: 0})
 
 
@@ -198,13 +200,13 @@ async def test_whenever_a_token_is_stored_it_lives_for_its_retention(each_redis:
 
 async def test_keep_alive_renews_retention(each_redis: RedisProcess, key_prefix: str) -> None:
     async with log_parts(each_redis.url, key_prefix) as parts:
-        for name, own in ((NAME, 5_000), (StreamName("s", "m"), None)):
+        for name, own in ((NAME, 60_000), (StreamName("s", "m"), None)):
             await parts.streams.create(name, own, None, DAY_MS)
             log = parts.keys.stream(name).log
-            assert await parts.client.pexpire(log, 900)
+            assert await parts.client.pexpire(log, SOON_MS)
             await parts.seals.keep_alive(name, A)
             longer_ms = 0 if own else 60_000
-            assert (own or DAY_MS) - 2_000 < await parts.client.pttl(log) <= (own or DAY_MS) + longer_ms
+            assert (own or DAY_MS) - 20_000 < await parts.client.pttl(log) <= (own or DAY_MS) + longer_ms
 
 
 async def test_an_expired_stream_begins_anew(each_redis: RedisProcess, key_prefix: str) -> None:
@@ -259,7 +261,7 @@ async def test_an_index_outlives_a_short_lived_stream_until_a_sweep_renews_it(
 ) -> None:
     between_sweeps_ms = LONGEST_PAUSE_MS * 3
     async with log_parts(each_redis.url, key_prefix, partitions=1) as parts:
-        await parts.streams.create(NAME, 1_000, None, DAY_MS)
+        await parts.streams.create(NAME, 60_000, None, DAY_MS)
         named = parts.keys.stream(NAME)
         indexes = (named.open_index, named.session_index)
         for _ in range(2):
@@ -267,7 +269,7 @@ async def test_an_index_outlives_a_short_lived_stream_until_a_sweep_renews_it(
             await _append(parts, "t")
             for index in indexes:
                 assert await parts.client.pttl(index) > await parts.client.pttl(named.log) + between_sweeps_ms
-                await parts.client.pexpire(index, 900)
+                await parts.client.pexpire(index, SOON_MS)
             await parts.open_streams.sweep(0, "", 100)
 
 
@@ -278,7 +280,7 @@ async def test_a_seal_renews_the_session_index_since_no_sweep_will(
     async with log_parts(each_redis.url, key_prefix) as parts:
         await _append(parts, "t")
         named = parts.keys.stream(NAME)
-        await parts.client.pexpire(named.session_index, 900)
+        await parts.client.pexpire(named.session_index, SOON_MS)
         await parts.store(NAME, step)
         assert await parts.client.pttl(named.session_index) > DAY_MS - 60_000
 
@@ -292,7 +294,7 @@ async def test_a_sweep_renews_the_indexes_and_drops_what_is_gone(each_redis: Red
         await parts.client.delete(parts.keys.stream(gone).log)
         named = parts.keys.stream(NAME)
         for index in (named.open_index, named.session_index):
-            assert await parts.client.pexpire(index, 900)
+            assert await parts.client.pexpire(index, SOON_MS)
         sweep = await parts.open_streams.sweep(0, "", 100)
         assert [stream.name for stream in sweep.streams] == [NAME]
         for index in (named.open_index, named.session_index):

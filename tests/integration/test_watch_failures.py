@@ -13,7 +13,7 @@ from llmbridge.rpc.lifecycle import ProtoFeedWire
 from llmbridge.v1 import group_service_pb2 as group_pb
 from llmbridge.v1.group_service_pb2_grpc import GroupServiceStub
 from tests.support.bridge_process import BridgeProcess
-from tests.support.calls import STOP, failure, failure_of, produce, ref, stub, until
+from tests.support.calls import PATIENCE_SECONDS, STOP, failure, failure_of, produce, ref, stub, until
 from tests.support.feed_calls import COMPLETED, CREATED, WatchCall, Watched, key_of
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
@@ -75,10 +75,10 @@ async def test_pending_events_that_were_trimmed_become_dead_letters(
         redis.asyncio.Redis.from_url(each_redis.url) as client,
     ):
         await produce(bridge.bridge, ref("r"), "a", first=1)
-        watcher = await WatchCall.begin(bridge.channel, ack_deadline_ms=100)
+        watcher = await WatchCall.begin(bridge.channel, ack_deadline_ms=1_000)
         await watcher.event()
         await client.xtrim(f"{bridge.settings.key_prefix}:feed:{{0}}", maxlen=0, approximate=False)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not (letters := await _letters(watcher)):
                 await asyncio.sleep(0.02)
         assert [(letter.reason, letter.cursor) for letter in letters] == [("trimmed", "")]
@@ -206,14 +206,14 @@ async def test_a_partition_that_expired_is_not_a_deleted_group(
 
 
 async def test_while_redis_is_away_watchers_wait_and_then_go_on(own_redis: RedisProcess, key_prefix: str) -> None:
-    async with running_bridge(own_redis.url, key_prefix=key_prefix, redis_timeout_ms=500, heartbeat_ms=200) as bridge:
+    async with running_bridge(own_redis.url, key_prefix=key_prefix, heartbeat_ms=200) as bridge:
         watcher = await WatchCall.begin(bridge.channel)
         await produce(bridge.bridge, ref("0"), "a", first=1)
         await watcher.acknowledge(await watcher.event())
         own_redis.kill()
         assert await watcher.is_quiet(1.0)
         own_redis.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
                     await produce(bridge.bridge, ref("1"), "a", first=1)
@@ -233,8 +233,8 @@ async def test_two_bridges_share_one_group_and_when_one_is_killed_nothing_is_los
     try:
         async with grpc.aio.insecure_channel(first.address) as one, grpc.aio.insecure_channel(second.address) as two:
             watched = Watched()
-            dying = await WatchCall.begin(one, watched=watched, ack_deadline_ms=500)
-            living = await WatchCall.begin(two, watched=watched, ack_deadline_ms=500)
+            dying = await WatchCall.begin(one, watched=watched, ack_deadline_ms=3_000)
+            living = await WatchCall.begin(two, watched=watched, ack_deadline_ms=3_000)
             held: list[Any] = []
 
             async def work() -> None:
@@ -257,7 +257,7 @@ async def test_two_bridges_share_one_group_and_when_one_is_killed_nothing_is_los
             again = watched.events[-len(held) :]
             assert {key_of(event) for event in again} == {key_of(event) for event in held}
             assert {event.delivery_attempt for event in again} == {2}
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while (await living.info()).pending:
                     await asyncio.sleep(0.02)
             working.cancel()
@@ -288,7 +288,7 @@ async def test_what_a_killed_worker_process_had_goes_to_another_at_once(bridge: 
     try:
         await produce(bridge.bridge, ref("r"), "a", first=1)
         assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 15) == b"r\n"
+        assert await asyncio.wait_for(process.stdout.readline(), 3 * PATIENCE_SECONDS) == b"r\n"
     finally:
         process.kill()
         await process.communicate()

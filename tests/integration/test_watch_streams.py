@@ -14,7 +14,7 @@ from llmbridge.v1.bridge_service_pb2 import CancelRequest
 from llmbridge.v1.lifecycle_service_pb2_grpc import LifecycleServiceStub
 from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest
 from llmbridge.v1.token_pb2 import FINISH_REASON_CANCELLED, FINISH_REASON_ERROR, FINISH_REASON_STOP, Completion, Usage
-from tests.support.calls import STOP, failure, produce, read_all, ref, until
+from tests.support.calls import PATIENCE_SECONDS, STOP, failure, produce, read_all, ref, until
 from tests.support.feed_calls import COMPLETED, CREATED, WatchCall, Watched, key_of
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
@@ -172,9 +172,10 @@ async def test_what_is_not_acknowledged_in_time_comes_again_and_then_is_a_dead_l
     first, second = await watcher.event(), await watcher.event()
     assert [event.delivery_attempt for event in (first, second)] == [1, 2]
     assert first.ack_id != second.ack_id
-    await asyncio.sleep(0.4)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not (letters := await _letters(watcher)):
+            await asyncio.sleep(0.02)
     assert await watcher.is_quiet()
-    letters = (await watcher.groups.ListDeadLetters(group_pb.ListDeadLettersRequest())).dead_letters
     assert [(letter.reason, letter.attempts, letter.group) for letter in letters] == [
         ("max_deliveries", 2, watcher.ref)
     ]
@@ -228,7 +229,7 @@ async def test_a_watcher_may_come_before_the_first_event_and_hears_of_it_at_once
 async def test_heartbeats(shared_redis: RedisProcess, key_prefix: str) -> None:
     async with running_bridge(shared_redis.url, key_prefix=key_prefix, heartbeat_ms=100) as bridge:
         watcher = await WatchCall.begin(bridge.channel)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await watcher.call.read() == await watcher.call.read() == pb.WatchStreamsResponse()
         await watcher.leave()
 
@@ -287,13 +288,25 @@ async def test_a_watcher_that_has_nothing_pending_is_forgotten(bridge: RunningBr
     await watcher.acknowledge(*await _whoevers(watcher, stays))
     await watcher.leave()
     await until(lambda: len(bridge.core._connections) == 1)
-    consumers = (await stays.groups.ListConsumers(group_pb.ListConsumersRequest(group=stays.ref))).consumers
-    assert "worker" not in {consumer.name for consumer in consumers}
+
+    async def consumers() -> set[str]:
+        listed = await stays.groups.ListConsumers(group_pb.ListConsumersRequest(group=stays.ref))
+        return {consumer.name for consumer in listed.consumers}
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while "worker" in await consumers():
+            await asyncio.sleep(0.02)
     await stays.leave()
 
 
+async def _letters(watcher: WatchCall) -> list[group_pb.DeadLetter]:
+    return list((await watcher.groups.ListDeadLetters(group_pb.ListDeadLettersRequest())).dead_letters)
+
+
 async def _whoevers(*watchers: WatchCall) -> list[pb.LifecycleEvent]:
-    for watcher in watchers:
-        if not await watcher.is_quiet(0.3):
-            return watcher.watched.events
-    raise AssertionError("nobody got it")
+    """Wait until one of them gets something; all that this one has got so far."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            for watcher in watchers:
+                if not await watcher.is_quiet(0.02):
+                    return watcher.watched.events

@@ -65,7 +65,9 @@ async def listed(channel: grpc.aio.Channel, **request: Any) -> pb.ListConnection
 
 async def disconnect(channel: grpc.aio.Channel, connection_id: str) -> None:
     stub: Any = ConnectionServiceStub(channel)
-    await stub.DisconnectConnection(pb.DisconnectConnectionRequest(connection_id=connection_id), timeout=5)
+    await stub.DisconnectConnection(
+        pb.DisconnectConnectionRequest(connection_id=connection_id), timeout=PATIENCE_SECONDS
+    )
 
 
 async def none_left(channel: grpc.aio.Channel) -> None:

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
+PATIENCE = {"LLMBRIDGE_REDIS_TIMEOUT_MS": "10000"}
+"""On a busy machine a Redis that is well may be silent for some seconds."""
+
 
 @dataclass
 class BridgeProcess:
-    """`llmbridge serve` on a free loopback port; `environment` are its settings.
+    """`llmbridge serve` on a free loopback port; `environment` are its settings, over PATIENCE.
 
     Another `command` may start another implementation; its first line of output must end with "listening on HOST:PORT".
     With `http`, which the settings must ask for as well, its second line must end with "at URL".
@@ -26,7 +29,7 @@ class BridgeProcess:
         }
         self.process = subprocess.Popen(
             self.command,
-            env=environment | self.environment,
+            env=environment | PATIENCE | self.environment,
             stdout=subprocess.PIPE,
             text=True,
         )

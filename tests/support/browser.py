@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 30.0
 
 _ARGUMENTS = [
     "--no-sandbox",

@@ -112,17 +112,19 @@ def text(reply: Any) -> str:
 
 
 @contextmanager
-def running_cluster(primaries: int = 3, replicas: int = 0) -> Iterator[Cluster]:
-    """Run one while the context lasts. Nodes that live go on where others do not."""
+def running_cluster(primaries: int = 3, replicas: int = 0, node_timeout_ms: int = NODE_TIMEOUT_MS) -> Iterator[Cluster]:
+    """Run one while the context lasts. Nodes that live go on where others do not.
+
+    A node that stands still for longer than the timeout is taken for dead, and so does not serve for a while.
+    """
     binary = cluster_binary()
     config = {
         "cluster-enabled": "yes",
-        "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+        "cluster-node-timeout": str(node_timeout_ms),
         "cluster-require-full-coverage": "no",
         "cluster-allow-replica-migration": "no",
         "cluster-replica-validity-factor": "0",
         "repl-diskless-sync-delay": "0",
-        "appendfsync": "everysec",
     }
     cluster = Cluster([], primaries)
     try:

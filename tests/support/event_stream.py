@@ -36,6 +36,8 @@ class EventStream:
 
     events: list[SentEvent] = field(default_factory=list)
     comments: list[str] = field(default_factory=list)
+    before: list[int] = field(default_factory=list)
+    """How many events had come before each comment."""
     retries: list[int] = field(default_factory=list)
     raw: bytearray = field(default_factory=bytearray)
     _rest: bytes = b""
@@ -64,6 +66,7 @@ class EventStream:
             match key:
                 case "":
                     self.comments.append(value)
+                    self.before.append(len(self.events))
                 case "event":
                     name = value
                 case "id":

@@ -7,6 +7,7 @@ takes the next of its method's faults; without one it serves.
 # ruff: noqa: N802 - the contract names the methods
 import asyncio
 import random
+import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -28,6 +29,7 @@ from tests.support.fake_log import Key, Log, Logs, completed, fenced, key_of
 from tests.support.fake_produce_many import ProducingCall
 from tests.support.fake_subscribe_many import ReadingCall, SubscriptionFailed
 from tests.support.faults import Context, Fault, fail, maybe_fail
+from tests.support.ports import hold_port
 from tests.support.tasks import no_tasks_left
 
 KEY: Key = ("s", "m", "r")
@@ -83,6 +85,7 @@ class FakeBridge(BridgeServiceServicer):
         self.endings: list[str] = []
         """How each subscription ended: `served` to its end, `failed`, or `cancelled` by the client."""
         self._port = 0
+        self._held: socket.socket | None = None
         self._random = random.Random(seed)
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -98,7 +101,7 @@ class FakeBridge(BridgeServiceServicer):
         add_GroupServiceServicer_to_server(self.groups, self._server)
         add_ConnectionServiceServicer_to_server(self.connections, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self._port = self._server.add_insecure_port(self.address)
+        self._server.add_insecure_port(self.address)
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
@@ -109,11 +112,15 @@ class FakeBridge(BridgeServiceServicer):
             await server.stop(None)
 
     async def __aenter__(self) -> Self:
+        self._held = hold_port()
+        self._port = self._held.getsockname()[1]
         await self.start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
+        if self._held is not None:
+            self._held.close()
 
     @property
     def log(self) -> Log:
@@ -126,7 +133,7 @@ class FakeBridge(BridgeServiceServicer):
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something that happens here makes the condition true."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not condition():
                 await self._changed.wait()
 

@@ -28,7 +28,7 @@ class Answer:
     """After so many chunks it waits for `FakeModel.release`."""
     status: int = 200
     rambles: bool = False
-    """Goes on for ten seconds before it ends."""
+    """Goes on for a minute before it ends."""
 
 
 def text(*pieces: str, held_after: int | None = None, rambles: bool = False) -> Answer:
@@ -64,7 +64,7 @@ class FakeModel:
                 if at == answer.held_after:
                     await self.release.wait()
                 yield _event({"index": 0, "delta": delta, "finish_reason": None})
-            for _ in range(1_000 if answer.rambles else 0):
+            for _ in range(6_000 if answer.rambles else 0):
                 yield _event({"index": 0, "delta": {"content": "more "}, "finish_reason": None})
                 await asyncio.sleep(0.01)
             yield _event({"index": 0, "delta": {}, "finish_reason": answer.finish_reason})
@@ -95,7 +95,7 @@ async def fake_model() -> AsyncIterator[FakeModel]:
     server = _Server(config)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not server.started:
                 await asyncio.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]

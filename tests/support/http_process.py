@@ -6,13 +6,15 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
+from tests.support.bridge_process import PATIENCE
+
 _HTTP = "llmbridge serves HTTP at "
 _GRPC = "llmbridge is listening on "
 
 
 @dataclass
 class HttpProcess:
-    """A command with HTTP on a free loopback port; `environment` are its settings."""
+    """A command with HTTP on a free loopback port; `environment` are its settings, over PATIENCE."""
 
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
@@ -26,7 +28,7 @@ class HttpProcess:
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llmbridge.cli.app", *self.arguments],
-            env=environment | self.environment,
+            env=environment | PATIENCE | self.environment,
             stdout=subprocess.PIPE,
             text=True,
         )

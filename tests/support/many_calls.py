@@ -41,6 +41,8 @@ class Subscribed(Received):
     attached: bool = False
     ended: Ended | None = None
     bytes: int = 0
+    largest: int = 0
+    """The largest message's bytes."""
 
     @property
     def over(self) -> bool:
@@ -54,7 +56,9 @@ class Subscribed(Received):
                 self.attached = True
             case "message":
                 assert self.attached, "a message before it was attached"
-                self.bytes += delivery.message.ByteSize()
+                size = delivery.message.ByteSize()
+                self.bytes += size
+                self.largest = max(self.largest, size)
                 if self.cursor == "" and not delivery.message.tokens and not delivery.message.HasField("completion"):
                     # The first message of a start at the latest place says where that is.
                     self.cursor = delivery.message.cursor

@@ -82,5 +82,5 @@ class ModelEndpoint:
 @asynccontextmanager
 async def model_endpoint(*answer: bytes | None) -> AsyncIterator[ModelEndpoint]:
     endpoint = ModelEndpoint(list(answer))
-    async with asyncio.timeout(25), tcp_server(endpoint.serve) as endpoint.port:
+    async with asyncio.timeout(40), tcp_server(endpoint.serve) as endpoint.port:
         yield endpoint

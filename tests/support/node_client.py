@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "clients" / "node"
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 _INSTALL_SECONDS = 240.0
 
 Line = dict[str, Any]

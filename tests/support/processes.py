@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import psutil
 
 
-async def ended(pids: Iterable[int], seconds: float = 10.0) -> bool:
+async def ended(pids: Iterable[int], seconds: float = 20.0) -> bool:
     """Wait until none of them runs any more; False if one still does after `seconds`.
 
     One that has ended and that nobody has asked for its exit code yet has ended: who adopts orphans may take its time.

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+from tests.support.ports import hold_port
+
 Address = tuple[str, int]
 
 NOWHERE: Address = ("127.0.0.1", 0)
@@ -64,6 +66,7 @@ class Proxy:
         self._trickle_pause: float | None = None
         self._calm = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._held: socket.socket | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,21 +81,24 @@ class Proxy:
         return len(self._links)
 
     async def start(self) -> None:
+        self._held = hold_port()
+        self.port = self._held.getsockname()[1]
         await self.accept()
 
     async def stop(self) -> None:
         """Reset what is open and wait until every connection has been dealt with. Raises what went wrong in one."""
         self.refuse()
         self.reset_all()
+        if self._held is not None:
+            self._held.close()
         tasks = list(self._tasks)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await asyncio.gather(*tasks)
 
     async def accept(self) -> None:
         """Take connections (again), on the same port."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+            self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port, reuse_address=True)
 
     def refuse(self) -> None:
         """Have the kernel refuse new connections. Those that are open stay."""

@@ -1,7 +1,7 @@
 """Real redis-servers for tests, each in a directory of its own, on a Unix socket and (for proxies) a loopback port."""
 
-import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -51,7 +51,8 @@ def binaries() -> dict[str, Binary]:
 def free_port() -> int:
     """A loopback port that nobody has, below those that outgoing connections take."""
     for _ in range(100):
-        port = random.randrange(*PORTS)
+        # Not by `random`: its seed is the same in every test and example, and so were the ports.
+        port = PORTS[0] + secrets.randbelow(PORTS[1] - PORTS[0])
         with socket.socket() as free:
             try:
                 free.bind(("127.0.0.1", port))
@@ -97,7 +98,8 @@ class RedisProcess:
             "dir": str(self.directory),
             "save": "",
             "appendonly": "yes",
-            "appendfsync": "always",
+            # Everything is written before it is answered, so `kill` loses nothing; and no test waits for a busy disk.
+            "appendfsync": "no",
             "maxmemory-policy": "noeviction",
             **self.config,
         }
@@ -121,7 +123,7 @@ class RedisProcess:
             while True:
                 try:
                     client.ping()
-                except redis.exceptions.ConnectionError:
+                except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
                     if time.monotonic() > deadline or self.process.poll() is not None:
                         raise AssertionError((self.directory / "redis.log").read_text()[-2000:]) from None
                     time.sleep(0.01)

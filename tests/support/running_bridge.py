@@ -36,6 +36,10 @@ class RunningBridge:
         self.connections: Any = ConnectionServiceStub(self.channel)
 
 
+REDIS_TIMEOUT_MS = 10_000
+"""Longer than the default: on a busy machine a Redis that is well may be silent for some seconds."""
+
+
 @asynccontextmanager
 async def running_bridge(redis_url: str, *, beside: bool = False, **settings: Any) -> AsyncIterator[RunningBridge]:
     """Start a bridge; at the end drain it and check that it left no task and no Redis connection.
@@ -43,6 +47,7 @@ async def running_bridge(redis_url: str, *, beside: bool = False, **settings: An
     `beside`: other bridges run in the same test, whose tasks come and go, so tasks are checked when the last one ends.
     """
     before = asyncio.all_tasks()
+    settings = {"redis_timeout_ms": REDIS_TIMEOUT_MS, **settings}
     loaded = Settings.load(host="127.0.0.1", port=0, redis_url=redis_url, **settings)
     core = Bridge(loaded, redis_url)
     stop = asyncio.Event()
@@ -57,7 +62,8 @@ async def running_bridge(redis_url: str, *, beside: bool = False, **settings: An
             yield RunningBridge(address, loaded, core, channel, stop, ended)
     finally:
         stop.set()
-        await asyncio.wait_for(ended, 20)
+        async with asyncio.timeout(30):
+            await ended
     assert core.idle, "readers or followed streams were left"
     this = asyncio.current_task()
     if not beside:

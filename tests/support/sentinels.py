@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import redis
+
 from tests.support.redis_process import Binary, RedisProcess
 
 SERVICE = "tokens"
 DOWN_AFTER_MS = 1_500
 """Sentinels ping every second, and a new primary for the first time after one: with less they take it for dead."""
-START_SECONDS = 10.0
+START_SECONDS = 20.0
 
 
 def wait_until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
@@ -88,6 +90,21 @@ class Watched:
         killed.kill()
         return killed
 
+    def ask_for_failover(self) -> None:
+        """Have a replica promoted though the primary is well, as soon as the sentinel finds one good enough."""
+
+        def begun() -> bool:
+            with self.sentinels[0].client() as client:
+                try:
+                    client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+                except redis.ResponseError as error:
+                    if "NOGOODSLAVE" not in str(error):
+                        raise
+                    return False
+            return True
+
+        wait_until(begun)
+
     def wait_for_failover(self, old: RedisProcess) -> None:
         """Wait until another server is the primary and takes writes."""
 
@@ -98,7 +115,7 @@ class Watched:
             with new.client() as client:
                 return bool(client.role()[0] == b"master")
 
-        wait_until(done, 20)
+        wait_until(done, 30)
 
 
 @contextmanager

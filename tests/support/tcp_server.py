@@ -32,5 +32,5 @@ async def tcp_server(handle: Handler) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await asyncio.gather(*tasks)

@@ -40,7 +40,7 @@ def worker_pids(supervisor: BridgeProcess) -> set[int]:
 
 async def replaced(supervisor: BridgeProcess, workers: int, gone: set[int]) -> set[int]:
     """Wait until so many workers run that are none of those; returns them. They may not serve yet."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(2 * PATIENCE_SECONDS):
         while len(now := worker_pids(supervisor) - gone) < workers:
             await asyncio.sleep(0.02)
     return now

@@ -126,8 +126,9 @@ class Worker:
     async def _hear(self, process: asyncio.subprocess.Process) -> int:
         assert process.stdin is not None
         assert process.stdout is not None
-        # One that has ended already says so by its exit code. The pipe stays open: its end tells the worker of ours.
-        with suppress(ConnectionError):
+        # One that has ended already says so by its exit code; to uvloop its pipe is a RuntimeError. It stays open:
+        # its end tells the worker of ours.
+        with suppress(ConnectionError, RuntimeError):
             process.stdin.write(self._assignment.encode())
             await process.stdin.drain()
         async for line in process.stdout:

@@ -96,11 +96,18 @@ class _Reading(EventReading):
             self._fail(broken(error))
         else:
             for event in self._came.events[self._taken :]:
+                self._take_heartbeats()
                 self._take(event)
-            self._taken = len(self._came.events)
-            heartbeats = len(self._came.comments) - self._comments
-            self._comments = len(self._came.comments)
-            self._waiting += [SubscribeResponse(cursor=self._place)] * heartbeats
+                self._taken += 1
+            self._take_heartbeats()
+
+    def _take_heartbeats(self) -> None:
+        """Take those that came before the next event."""
+        for before in self._came.before[self._comments :]:
+            if before > self._taken:
+                return
+            self._comments += 1
+            self._waiting.append(SubscribeResponse(cursor=self._place))
 
     async def _open(self) -> None:
         position = position_of(self._request)
