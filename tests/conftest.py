@@ -5,12 +5,14 @@ import secrets
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.cluster import Cluster, running_cluster
 from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import RunningBridge, keys_without_expiry, running_bridge
+from tests.support.running_gateway import RunningGateway, running_gateway
 from tests.support.steady_loop import SteadyLoop
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -84,3 +86,16 @@ async def bridge(shared_redis: RedisProcess, key_prefix: str) -> AsyncIterator[R
     async with running_bridge(shared_redis.url, key_prefix=key_prefix) as running:
         yield running
     assert await keys_without_expiry(shared_redis.url, key_prefix) == []
+
+
+@pytest.fixture
+async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
+    """A running HTTP gateway to the bridge."""
+    async with running_gateway(bridge.address) as running:
+        yield running
+
+
+@pytest.fixture
+def http(gateway: RunningGateway) -> httpx.AsyncClient:
+    """A client of it."""
+    return gateway.http

@@ -1,7 +1,6 @@
 """npm's `ai` and `@ai-sdk/react`, unmodified, in the two latest major versions: resume, stop, tools, errors, a cut."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from llmbridge.v1.token_pb2 import (
 from tests.support.calls import STOP, produce, ref
 from tests.support.node_client import Line, NodeProgram, installed_packages, node
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 pytestmark = [
     pytest.mark.parametrize("major", ["6", "7"]),
@@ -35,12 +34,6 @@ MESSAGE_ID = "m/r1"
 @pytest.fixture(scope="module")
 def _packages() -> None:
     installed_packages()
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 async def send(bridge: RunningBridge, *tokens: Token, completion: Completion | None = None) -> None:

@@ -44,12 +44,6 @@ def _browser() -> None:
 
 
 @pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
-
-
-@pytest.fixture
 async def network(gateway: RunningGateway) -> AsyncIterator[Proxy]:
     async with proxy_to(local(gateway.port)) as proxy:
         yield proxy

@@ -3,22 +3,15 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.support.calls import STOP, produce, ref
 from tests.support.event_stream import BROWSER, events_path
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 TEXTS = ["a\nb", "\u2028", "\r", "data: x\n\nid: 1\n\n", "😀", "\x00", "\x85", ""]
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 async def test_httpx_sse_reads_and_resumes(bridge: RunningBridge, gateway: RunningGateway) -> None:

@@ -17,12 +17,6 @@ CHUNKS = "/v1/sessions/s/models/m/responses/r/chat.completion.chunks"
 PATHS = ("/api/chat/s/stream", CHUNKS)
 
 
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
-
-
 async def lines_until(lines: AsyncIterator[str], text: str) -> None:
     async with asyncio.timeout(20):
         async for line in lines:

@@ -1,7 +1,6 @@
 """The older addresses, with and without `/api`: which response they mean, and what health and metrics tell."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +12,7 @@ from llmbridge.v1.stream_pb2 import StreamRef
 from llmbridge.v1.token_pb2 import FINISH_REASON_ERROR, FINISH_REASON_LENGTH, ROLE_SYSTEM
 from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, produce, ref
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 NAMES = {"sessionId": "s", "modelId": "m"}
 
@@ -21,12 +20,6 @@ NAMES = {"sessionId": "s", "modelId": "m"}
 @pytest.fixture(params=["", "/api"])
 def prefix(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -16,21 +15,11 @@ from llmbridge.gateway.problems import Problem
 from llmbridge.v1.stream_pb2 import StreamRef
 from tests.support.calls import PATIENCE_SECONDS
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway, connection, running_gateway
 
 STREAM = "/v1/sessions/s/models/m/responses/r"
 TOKEN = {"tokens": [{"text": "x"}]}
 PAGE = "https://app.example.org"
-
-
-@asynccontextmanager
-async def connection(gateway: RunningGateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            yield reader, writer
-    finally:
-        writer.close()
 
 
 async def test_a_body_that_is_too_large_is_refused(bridge: RunningBridge) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from openapi_spec_validator import validate
 
 from llmbridge.gateway.table import RULES
-from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 schemathesis = pytest.importorskip("schemathesis")
 EXAMPLES = 6
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "http.md"
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 async def test_it_is_valid_and_has_every_call(gateway: RunningGateway) -> None:

@@ -1,6 +1,5 @@
 """Every unary call over HTTP: what goes in, what comes out, how what fails is told; all as with grpc-gateway."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -20,20 +19,9 @@ from llmbridge.v1.bridge_service_pb2 import SubscribeRequest
 from tests.support.calls import STOP, attached, produce, ref
 from tests.support.group_calls import EXPLICIT, membership
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 STREAM = "/v1/sessions/s/models/m/responses/r"
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
-
-
-@pytest.fixture
-def http(gateway: RunningGateway) -> httpx.AsyncClient:
-    return gateway.http
 
 
 def told(answer: httpx.Response) -> tuple[int, int, str, dict[str, str]]:

@@ -1,18 +1,16 @@
 """Sloppy and hostile requests: what is wrong is named, and nothing gets stuck."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from llmbridge.gateway import limits
-from tests.support.calls import PATIENCE_SECONDS, ref
 from tests.support.calls import produce as produce_tokens
+from tests.support.calls import ref
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway, connection
 
 MODEL = "/v1/sessions/s/models/m"
 STREAM = f"{MODEL}/responses/r"
@@ -23,27 +21,6 @@ UPGRADE = {
     "sec-websocket-version": "13",
     "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
-
-
-@pytest.fixture
-def http(gateway: RunningGateway) -> httpx.AsyncClient:
-    return gateway.http
-
-
-@asynccontextmanager
-async def connection(gateway: RunningGateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            yield reader, writer
-    finally:
-        writer.close()
 
 
 def refused_field(answer: httpx.Response, status: int = 400) -> str:

@@ -18,7 +18,7 @@ from llmbridge.v1.token_pb2 import (
 from tests.support.calls import STOP, produce, ref
 from tests.support.event_stream import BROWSER, EventStream, events_path, read_to_end, reading
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 ODD = [
     "a\nb",
@@ -32,12 +32,6 @@ ODD = [
     "",
     " ",
 ]
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> RunningGateway:  # type: ignore[misc]
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 async def test_the_bytes_of_a_stream(bridge: RunningBridge, gateway: RunningGateway) -> None:

@@ -1,22 +1,14 @@
 """The older address: which response it means, and how its events look."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from llmbridge.v1.connection_service_pb2 import TRANSPORT_SSE, ListConnectionsRequest
 from tests.support.calls import STOP, produce, ref, until
 from tests.support.event_stream import BROWSER, OpenStream, read_to_end, reading
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 PATH = "/sse/stream/s"
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 def types(stream: OpenStream) -> list[str]:

@@ -4,7 +4,6 @@ import asyncio
 import time
 
 import grpc
-import pytest
 
 from llmbridge.gateway.access import Access
 from llmbridge.gateway.problems import Problem
@@ -19,12 +18,6 @@ from tests.support.event_stream import BROWSER, events_path, read_to_end, readin
 from tests.support.redis_process import RedisProcess
 from tests.support.running_bridge import RunningBridge, running_bridge
 from tests.support.running_gateway import RunningGateway, running_gateway
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> RunningGateway:  # type: ignore[misc]
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 async def stops(gateway: RunningGateway, last_id: str, path: str = events_path()) -> None:

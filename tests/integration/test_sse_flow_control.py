@@ -5,27 +5,19 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
-
 from llmbridge.v1.bridge_service_pb2 import ProduceRequest
 from llmbridge.v1.connection_service_pb2 import CONNECTION_STATE_HELD, ListConnectionsRequest
 from llmbridge.v1.token_pb2 import Token
 from tests.support.calls import PATIENCE_SECONDS, ref, until
 from tests.support.event_stream import EventStream, events_path, reading
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import RunningGateway
 
 TOKEN_BYTES = 32_768
 TOKENS_PER_REQUEST = 7
 REQUESTS = 150
 TOKENS = TOKENS_PER_REQUEST * REQUESTS
 """34 MB: more than all buffers on the way together."""
-
-
-@pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
 
 
 @asynccontextmanager

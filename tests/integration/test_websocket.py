@@ -69,12 +69,6 @@ async def open_page(gateway: RunningGateway, **options: Any) -> AsyncIterator[Pa
 
 
 @pytest.fixture
-async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(bridge.address) as running:
-        yield running
-
-
-@pytest.fixture
 async def page(gateway: RunningGateway) -> AsyncIterator[Page]:
     async with open_page(gateway) as opened:
         yield opened

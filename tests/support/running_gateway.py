@@ -1,5 +1,6 @@
 """The HTTP gateway inside the test's event loop, on loopback, in front of a bridge."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from llmbridge.gateway.context import Gateway
 from llmbridge.gateway.link import Link
 from llmbridge.gateway.options import Options
 from llmbridge.gateway.server import serving
+from tests.support.calls import PATIENCE_SECONDS
 
 
 @dataclass
@@ -36,3 +38,14 @@ async def running_gateway(
             async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
                 yield RunningGateway(url, port, gateway, http)
         assert link.reads == 0, "reads were left"
+
+
+@asynccontextmanager
+async def connection(gateway: RunningGateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A TCP connection to it, for what no HTTP client would send; the block has limited time."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            yield reader, writer
+    finally:
+        writer.close()
