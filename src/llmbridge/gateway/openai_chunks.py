@@ -29,10 +29,9 @@ from llmbridge.gateway.events import reading_problem
 from llmbridge.gateway.link import Link
 from llmbridge.gateway.names import decoded
 from llmbridge.gateway.problems import Problem, invalid_field, problem_of
-from llmbridge.gateway.queries import check_query, place_of
+from llmbridge.gateway.queries import check_query, cursor_of
 from llmbridge.gateway.unbroken import unbroken
 from llmbridge.gateway.upstream import Question
-from llmbridge.model.cursor import Cursor
 from llmbridge.v1.bridge_service_pb2 import CancelRequest
 from llmbridge.v1.stream_pb2 import StreamRef
 
@@ -130,10 +129,10 @@ class _Endpoints:
             usage = _FLAGS.get(request.query_params.get("include_usage", "").lower())
             if usage is None:
                 raise invalid_field("include_usage", "include_usage: neither true nor false")
-            cursor = _cursor_of(request)
+            after = cursor_of(request)
         except Problem as problem:
             return refusal(problem)
-        return EventBody(chunk_stream(self._gateway.link, stream, after_cursor=cursor, include_usage=usage))
+        return EventBody(chunk_stream(self._gateway.link, stream, after_cursor=str(after or ""), include_usage=usage))
 
     async def create(self, request: Request) -> Response:
         """Ask the upstream through a new stream, as OpenAI's `POST /v1/chat/completions`; errors have OpenAI's form.
@@ -224,11 +223,3 @@ def _error_of(problem: Problem) -> Chunk:
         param=info.get("metadata", {}).get("field"),
         code=str(info["reason"]).removeprefix("ERROR_REASON_").lower() if info else None,
     )
-
-
-def _cursor_of(request: Request) -> str:
-    text = place_of(request)
-    try:
-        return text and str(Cursor.parse(text))
-    except ValueError:
-        raise invalid_field("cursor", "cursor: not a cursor of this bridge") from None

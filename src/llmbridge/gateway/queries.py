@@ -9,8 +9,9 @@ from starlette.requests import Request
 
 from llmbridge.gateway.access import QUERY_PARAMETER
 from llmbridge.gateway.problems import invalid_field
+from llmbridge.model.cursor import Cursor
 
-__all__ = ["check_query", "place_of"]
+__all__ = ["check_query", "cursor_of", "place_of"]
 
 
 def check_query(request: Request, known: Collection[str], *, others: bool = False) -> None:
@@ -32,3 +33,12 @@ def place_of(request: Request) -> str:
     That order, since an EventSource comes back with the same address, however far it has come since.
     """
     return request.headers.get("last-event-id") or request.query_params.get("cursor", "")
+
+
+def cursor_of(request: Request) -> Cursor | None:
+    """Give that place where it can only be a cursor; None where none is given. Raises Problem."""
+    text = place_of(request)
+    try:
+        return Cursor.parse(text) if text else None
+    except ValueError:
+        raise invalid_field("cursor", "cursor: not a cursor of this bridge") from None

@@ -1,7 +1,6 @@
 """Requests to produce, of however many streams, over one ProduceMany call."""
 
 import asyncio
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -9,27 +8,20 @@ import grpc
 from llmbridge.v1 import bridge_service_pb2 as pb
 from tests.conformance.transport import CallFailed, Refusal
 from tests.conformance.transports.grpc_stubs import refusal_of, refusal_of_call
+from tests.conformance.transports.shared_call import SharedCall
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class ProduceCall:
-    """One call. What is asked for while a message is being written goes with the next."""
+class ProduceCall(SharedCall[pb.ProduceManyRequest]):
+    """One call."""
 
     def __init__(self, call: Any) -> None:
-        self._call = call
         self._writers: dict[tuple[bytes, int, str], int] = {}
         self._receipts: dict[int, asyncio.Future[pb.Receipt]] = {}
         self._appends = 0
-        self._next = pb.ProduceManyRequest()
-        self._has_next = asyncio.Event()
         self._why = Refusal("UNAVAILABLE", "the call was ended here", "", "", {}, None, None)
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
-
-    @property
-    def over(self) -> bool:
-        """Whether it takes nothing more."""
-        return self._tasks[1].done()
+        super().__init__(call, pb.ProduceManyRequest)
 
     async def produce(self, request: pb.ProduceRequest) -> pb.ProduceResponse:
         """Append what a request says, by the writer that it says. Raises CallFailed."""
@@ -49,16 +41,6 @@ class ProduceCall:
             raise CallFailed(failure_of(told.failure))
         return pb.ProduceResponse(cursor=told.cursor, last_sequence=told.last_sequence, duplicate=told.duplicate)
 
-    async def close(self) -> None:
-        """Give the call up. Raises what was found wrong with what came."""
-        self._call.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-        for task in self._tasks:
-            if not task.cancelled():
-                task.result()
-
     def _writer(self, request: pb.ProduceRequest) -> int:
         stream = request.stream.SerializeToString(deterministic=True)
         key = stream, request.producer_epoch, request.producer_id
@@ -71,15 +53,6 @@ class ProduceCall:
                 producer_id=request.producer_id,
             )
         return self._writers[key]
-
-    async def _write(self) -> None:
-        while True:
-            await self._has_next.wait()
-            self._has_next.clear()
-            message, self._next = self._next, pb.ProduceManyRequest()
-            # How the call has ended is told to who reads.
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await self._call.write(message)
 
     async def _read(self) -> None:
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -11,25 +10,18 @@ from llmbridge.v1 import bridge_service_pb2 as pb
 from tests.conformance.transport import CallFailed
 from tests.conformance.transports.grpc_stubs import refusal_of_call
 from tests.conformance.transports.produce_many import failure_of
+from tests.conformance.transports.shared_call import SharedCall
 
 _CREDIT_BYTES = 65_536
 
 
-class SubscribeCall:
-    """One call. What is asked for while a message is being written goes with the next."""
+class SubscribeCall(SharedCall[pb.SubscribeManyRequest]):
+    """One call."""
 
     def __init__(self, call: Any) -> None:
-        self._call = call
         self._readings: dict[int, ManyReading] = {}
         self._numbers = 0
-        self._next = pb.SubscribeManyRequest()
-        self._has_next = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
-
-    @property
-    def over(self) -> bool:
-        """Whether it takes nothing more."""
-        return self._tasks[1].done()
+        super().__init__(call, pb.SubscribeManyRequest)
 
     def subscribe(self, request: pb.SubscribeRequest) -> "ManyReading":
         """Begin one more reading."""
@@ -48,25 +40,6 @@ class SubscribeCall:
         """Say how many bytes were taken."""
         self._next.credits.add(subscription=number, bytes=count)
         self._has_next.set()
-
-    async def close(self) -> None:
-        """Give the call up. Raises what was found wrong with what came."""
-        self._call.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-        for task in self._tasks:
-            if not task.cancelled():
-                task.result()
-
-    async def _write(self) -> None:
-        while True:
-            await self._has_next.wait()
-            self._has_next.clear()
-            message, self._next = self._next, pb.SubscribeManyRequest()
-            # How the call has ended is told to who reads.
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await self._call.write(message)
 
     async def _read(self) -> None:
         why: CallFailed | None = None
