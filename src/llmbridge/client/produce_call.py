@@ -22,6 +22,7 @@ from llmbridge.client.errors import (
     error_from_failure,
 )
 from llmbridge.client.framing import embedded
+from llmbridge.client.numbers import Numbers
 from llmbridge.v1.bridge_service_pb2 import (
     ProduceManyRequest,
     ProduceManyResponse,
@@ -46,7 +47,6 @@ MAX_SEATS = 8_192
 MAX_OUTSTANDING = 2_048
 MAX_OUTSTANDING_BYTES = 4_194_304
 """And one append more, since how large that is shows when it is formed."""
-LARGEST_NUMBER = 0xFFFF_FFFF
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +95,7 @@ class ProduceCall:
         self._outstanding_bytes = 0
         self._seats: dict[int, Seat] = {}
         self._left: list[Seat] = []
-        self._last_number = 0
+        self._numbers = Numbers()
         self._last_append = 0
         self._wake = asyncio.Event()
         self._said_at = self._heard_at = 0.0
@@ -118,13 +118,8 @@ class ProduceCall:
         return self._retired
 
     def take_seat(self, start: bytes, on_end: Callable[[ClientError], None]) -> Seat:
-        """Give a writer a number: always another one, so that what is said late of one writer meets no other."""
-        number = self._last_number
-        while True:
-            number = number % LARGEST_NUMBER + 1
-            if number not in self._seats:
-                break
-        self._last_number = number
+        """Give a writer a place and a number."""
+        number = self._numbers.next(self._seats)
         seat = self._seats[number] = Seat(number, start, on_end)
         # For good: it ends when all of these have left.
         self._full = self._full or len(self._seats) >= MAX_SEATS

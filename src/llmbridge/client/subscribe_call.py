@@ -13,6 +13,7 @@ import grpc
 
 from llmbridge.client.conversation import HowItEnded, converse
 from llmbridge.client.errors import error_from_failure
+from llmbridge.client.numbers import Numbers
 from llmbridge.client.values import Message
 from llmbridge.v1.bridge_service_pb2 import (
     POSITION_LATEST,
@@ -29,7 +30,6 @@ SubscribeStream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, SubscribeManyResp
 
 CREDIT_BYTES = 262_144
 """How much may come for a subscription before its reader has taken anything of it. A larger message comes alone."""
-LARGEST_NUMBER = 0xFFFF_FFFF
 
 # The bridge takes messages of up to 3 MiB with 4,096 starts, which are not that many in so few bytes.
 _MAX_STARTS_BYTES = 131_072
@@ -126,7 +126,7 @@ class SubscribeCall:
         self._stream: SubscribeStream | None = None
         self._loop = asyncio.get_running_loop()
         self._inboxes: dict[int, Inbox] = {}
-        self._last_number = 0
+        self._numbers = Numbers()
         self._starts: dict[int, SubscribeRequest] = {}
         self._drops: list[int] = []
         self._credits: dict[int, int] = {}
@@ -143,13 +143,8 @@ class SubscribeCall:
         return not self._retired
 
     def start(self, request: SubscribeRequest) -> tuple[int, Inbox]:
-        """Begin a subscription, under a number that no other had: what comes late for one meets no other."""
-        number = self._last_number
-        while True:
-            number = number % LARGEST_NUMBER + 1
-            if number not in self._inboxes:
-                break
-        self._last_number = number
+        """Begin a subscription, under a number of its own."""
+        number = self._numbers.next(self._inboxes)
         inbox = self._inboxes[number] = Inbox(request)
         self._starts[number] = request
         self._wake.set()

@@ -240,7 +240,7 @@ async def test_a_broken_call_is_made_again_for_everybody(bridge: FakeBridge, cli
 async def test_numbers_come_again_when_they_are_free(
     bridge: FakeBridge, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(produce_call, "LARGEST_NUMBER", 3)
+    monkeypatch.setattr("llmbridge.client.numbers.LARGEST_NUMBER", 3)
     async with client.write(*key(0)) as longest:
         await longest.text("a")
         await longest.flush()

@@ -119,7 +119,7 @@ async def test_the_call_ends_when_the_last_has_left(
 async def test_numbers_come_again_when_they_are_free(
     bridge: FakeBridge, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscribe_call, "LARGEST_NUMBER", 3)
+    monkeypatch.setattr("llmbridge.client.numbers.LARGEST_NUMBER", 3)
     longest = asyncio.create_task(read(client.subscribe(*KEY)))
     await bridge.until(lambda: bridge.readers == 1)
     bridge.append(*WORDS, key=key(2))
