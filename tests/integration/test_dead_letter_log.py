@@ -19,6 +19,8 @@ DEADLINE_MS = 60_000
 SETTINGS = GroupSettings(DEADLINE_MS, 2)
 PLENTY = Room(entries=100, records=1_000, size=1_000_000, at_least_one=True)
 KEPT_MS = 3_600_000
+HELD_UP_MS = 50
+"""Redis looks at its clock more than once in a script, and may be kept waiting in between."""
 AT_MOST = 50
 POLICY = GroupPolicy(SETTINGS, forget_ms=300_000, dead_letter_retention_ms=KEPT_MS, max_dead_letters=AT_MOST)
 NODE_ENTRIES = 100
@@ -91,7 +93,7 @@ async def test_a_letter_keeps_whose_it_was_and_what_happened(parts: LogParts) ->
         first_delivered_ms=letter.first_delivered_ms,
         last_delivered_ms=letter.last_delivered_ms,
     )
-    assert began <= letter.first_delivered_ms == letter.last_delivered_ms <= delivered
+    assert began <= letter.first_delivered_ms == letter.last_delivered_ms <= delivered + HELD_UP_MS
 
     await parts.groups.settle(work.place, Verb.REQUEUE, [hopeless])
     again = await parts.groups.recover(work.place, "b", PLENTY)
@@ -101,7 +103,7 @@ async def test_a_letter_keeps_whose_it_was_and_what_happened(parts: LogParts) ->
     _, letter = await work.letters()
     assert (letter.entry, letter.consumer, letter.attempts) == (hopeless.id.decode(), "b", 2)
     assert letter.reason == "max_deliveries"
-    assert began <= letter.first_delivered_ms <= delivered
+    assert began <= letter.first_delivered_ms <= delivered + HELD_UP_MS
     assert await work.pending() == []
 
 
@@ -123,7 +125,7 @@ async def test_a_redriven_entry_is_delivered_at_once_and_as_if_new(parts: LogPar
     await work.bury(delivery.receipt)
     _, again = await work.letters()
     assert (again.entry, again.attempts, again.first_delivered_ms) == (first.entry, 1, first.first_delivered_ms)
-    assert again.last_delivered_ms >= first.last_delivered_ms
+    assert again.last_delivered_ms >= again.first_delivered_ms
 
 
 async def test_redriving_counts_attempts_up_to_the_limit_again(parts: LogParts) -> None:

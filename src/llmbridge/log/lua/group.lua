@@ -45,6 +45,7 @@ local function exists(log, id)
   return #redis.call('XRANGE', log, id, id) == 1
 end
 
+-- Redis tells how long ago a delivery was, and its clock is read a moment later: the time may come out a ms late.
 local function last_delivery(settings, entry)
   return redis.call('HGET', settings, 'l:' .. entry[1]) or whole(now_ms() - entry[3])
 end
@@ -74,10 +75,11 @@ local function bury(log, settings, group, entry, letters, reason)
   local last = last_delivery(settings, entry)
   local found = redis.call('XRANGE', log, id, id)[1]
   local checksum = found and string.match(as_table(found[2]).i or '', '^%d+ (%x+) ') or NO_CHECKSUM
+  local first = redis.call('HGET', settings, 'd:' .. id) or last
   redis.call('XADD', letters.key, 'MAXLEN', '~', letters.at_most, '*',
     'stream', letters.name, 'id', id, 'checksum', checksum, 'group', group, 'consumer', entry[2],
     'attempts', entry[4], 'reason', reason,
-    'first', redis.call('HGET', settings, 'd:' .. id) or last, 'last', last)
+    'first', first, 'last', tonumber(last) < tonumber(first) and first or last)
   expire_not_before(letters.key, tonumber(letters.retention_ms))
   settle(log, settings, group, id)
 end
