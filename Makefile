@@ -26,6 +26,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	done; echo python3)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
+# Most tests wait, for processes to start and times to pass: one more at a time than there are processors.
+TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 7 ? n + 1 : 8)))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CHAOS_ARGS ?=
@@ -38,7 +40,7 @@ IMAGE ?= llmbridge
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: PYTHON (for a new .venv), PYTEST_ARGS, CHAOS_ARGS, BENCH_ARGS, DEMO_ARGS, IMAGE\n'
+	@printf '\nVariables: PYTHON (for a new .venv), TEST_JOBS, PYTEST_ARGS, CHAOS_ARGS, BENCH_ARGS, DEMO_ARGS, IMAGE\n'
 
 demo: $(STAMPS)/demo ## Show the main job with a real model on this machine
 	@$(BIN)/llmbridge demo $(DEMO_ARGS)
@@ -55,7 +57,7 @@ image: ## Build the container image (IMAGE=name:tag)
 # .tools/bin goes in front for the outside tools. .venv/bin stays out of PATH: it holds a redis-server of its own, which
 # would hide the machine's.
 test: $(STAMPS)/test ## Run the tests (PYTEST_ARGS="-k cursor")
-	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
 chaos: $(STAMPS)/test ## Break things at random under load for a while (CHAOS_ARGS="--seconds 600 --seed 1")
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)

@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +51,13 @@ def start(key_prefix: str) -> Iterator[Start]:
     yield start
     for process in started:
         process.close()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary directory for the bridge, whose path leaves room for that of a socket."""
+    with tempfile.TemporaryDirectory(prefix="lb-test-") as directory:
+        yield Path(directory)
 
 
 async def until_both_serve(process: BridgeProcess) -> None:
@@ -202,33 +210,33 @@ def _family(process: BridgeProcess) -> list[psutil.Process]:
     return psutil.Process(process.process.pid).children(recursive=True)
 
 
-async def test_all_die_with_a_killed_supervisor(start: Start, tmp_path: Path) -> None:
-    process = await asyncio.to_thread(start, http=True, TMPDIR=str(tmp_path))
+async def test_all_die_with_a_killed_supervisor(start: Start, short_path: Path) -> None:
+    process = await asyncio.to_thread(start, http=True, TMPDIR=str(short_path))
     family = _family(process)
     commands = [" ".join(one.cmdline()) for one in family]
     assert sum("llmbridge.cli.worker" in command for command in commands) == 2
     assert sum("redis-server" in command and "redis_guard" not in command for command in commands) == 1
     assert sum("redis_guard" in command for command in commands) == 1
-    assert list(tmp_path.glob("llmbridge-*"))
+    assert list(short_path.glob("llmbridge-*"))
     process.kill()
     assert await ended([one.pid for one in family])
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while list(tmp_path.glob("llmbridge-*")):
+        while list(short_path.glob("llmbridge-*")):
             await asyncio.sleep(0.02)
 
 
-async def test_all_end_with_the_embedded_redis(start: Start, tmp_path: Path) -> None:
-    process = await asyncio.to_thread(start, TMPDIR=str(tmp_path))
+async def test_all_end_with_the_embedded_redis(start: Start, short_path: Path) -> None:
+    process = await asyncio.to_thread(start, TMPDIR=str(short_path))
     family = _family(process)
     [redis] = [one for one in family if one.name() == "redis-server"]
     redis.kill()
     assert await asyncio.to_thread(process.process.wait, PATIENCE_SECONDS) == 3
     assert await ended([one.pid for one in family])
-    assert not list(tmp_path.iterdir())
+    assert not list(short_path.iterdir())
 
 
-async def test_a_long_temporary_directory_does_not_keep_sockets_from_being_made(start: Start, tmp_path: Path) -> None:
-    long = tmp_path / ("x" * 100)
+async def test_a_long_temporary_directory_does_not_keep_sockets_from_being_made(start: Start, short_path: Path) -> None:
+    long = short_path / ("x" * 100)
     long.mkdir()
     process = await asyncio.to_thread(start, http=True, TMPDIR=str(long))
     await until_both_serve(process)
@@ -257,8 +265,8 @@ async def test_all_die_with_a_supervisor_that_is_killed_at_their_start() -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains_all(start: Start, number: signal.Signals, tmp_path: Path) -> None:
-    process = await asyncio.to_thread(start, http=True, TMPDIR=str(tmp_path))
+async def test_a_signal_drains_all(start: Start, number: signal.Signals, short_path: Path) -> None:
+    process = await asyncio.to_thread(start, http=True, TMPDIR=str(short_path))
     family = _family(process)
     async with channel_to_each(process.address, 2) as channels:
         cursor = (await produce(stub(channels[1]), STREAM, "a", first=1)).cursor
@@ -271,7 +279,7 @@ async def test_a_signal_drains_all(start: Start, number: signal.Signals, tmp_pat
             assert failed.metadata == {"cursor": cursor}
         assert await asyncio.to_thread(process.process.wait, PATIENCE_SECONDS) == 0
     assert await ended([one.pid for one in family])
-    assert not list(tmp_path.iterdir())
+    assert not list(short_path.iterdir())
 
 
 async def test_a_signal_ends_them_also_while_they_start() -> None:

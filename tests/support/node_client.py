@@ -1,6 +1,7 @@
 """Programs of tests/clients/node, which run npm's packages. Tests that need them are skipped where node is missing."""
 
 import asyncio
+import fcntl
 import json
 import shutil
 import subprocess
@@ -20,19 +21,21 @@ Line = dict[str, Any]
 
 
 def installed_packages() -> Path:
-    """Installs what the lock file names, once; skips the test where that can't be."""
+    """Installs what the lock file names, once for all test processes; skips the test where that can't be."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node and npm are not installed")
     lock, mark = FOLDER / "package-lock.json", FOLDER / "node_modules" / ".installed"
-    if not mark.exists() or mark.read_text() != lock.read_text():
-        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        done = subprocess.run(
-            command, cwd=FOLDER, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False
-        )
-        if done.returncode != 0:
-            pytest.skip(f"npm ci failed: {done.stderr.strip()[-400:]}")
-        mark.write_text(lock.read_text())
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not mark.exists() or mark.read_text() != lock.read_text():
+            command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            done = subprocess.run(
+                command, cwd=FOLDER, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False
+            )
+            if done.returncode != 0:
+                pytest.skip(f"npm ci failed: {done.stderr.strip()[-400:]}")
+            mark.write_text(lock.read_text())
     return FOLDER
 
 
