@@ -2,8 +2,10 @@
 
 import os
 import secrets
+import tempfile
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -67,6 +69,13 @@ def own_redis() -> Iterator[RedisProcess]:
     server = RedisProcess(usable_binary()).start()
     yield server
     server.close()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary directory whose path leaves room for that of a socket."""
+    with tempfile.TemporaryDirectory(prefix="lb-test-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,13 +50,6 @@ def start(key_prefix: str) -> Iterator[Start]:
     yield start
     for process in started:
         process.close()
-
-
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A temporary directory for the bridge, whose path leaves room for that of a socket."""
-    with tempfile.TemporaryDirectory(prefix="lb-test-") as directory:
-        yield Path(directory)
 
 
 async def until_both_serve(process: BridgeProcess) -> None:
