@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import tempfile
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +20,12 @@ from tests.support.steady_loop import SteadyLoop
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+def pytest_configure() -> None:
+    """Have the processes that tests start hear SIGINT, also where a shell started the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], AbstractEventLoop]]:

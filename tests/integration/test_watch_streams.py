@@ -120,17 +120,19 @@ async def test_two_watchers_share_and_get_each_event_once(bridge: RunningBridge)
         nonlocal settled
         while True:
             assert len(message.events) <= 5
-            settled += sum(await watcher.acknowledge(*message.events))
+            done = await watcher.acknowledge(*message.events)
+            settled += sum(done)
             message = await watcher.message()
 
     async with asyncio.timeout(20):
         working = [asyncio.ensure_future(work(*its)) for its in zip(watchers, first, strict=True)]
         for i in range(6, 60):
             await produce(bridge.bridge, ref(str(i), session=str(i % 7)), "a", first=1, completion=STOP)
-        await until(lambda: len(watched.events) == 120)
+        await until(lambda: settled == 120)
     for task in working:
         task.cancel()
     await asyncio.gather(*working, return_exceptions=True)
+    assert len(watched.events) == 120
     assert set(watched.keys.values()) == {1}
     assert (await watchers[0].info()).pending == 0
     for watcher in watchers:
