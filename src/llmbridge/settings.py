@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llmbridge.redis_url import RedisUrl
+from llmbridge.redis_url import REDIS_PORT, RedisUrl
 
 _DAY_MS = 86_400_000
 _TEN_YEARS_MS = 3_650 * _DAY_MS
@@ -26,6 +26,16 @@ class SettingsError(ValueError):
 def _checked_url(url: SecretStr) -> SecretStr:
     RedisUrl.parse(url.get_secret_value())
     return url
+
+
+def _checked_redis_host(host: str) -> str:
+    try:
+        is_one = urlsplit(f"redis://{_in_url(host)}").hostname == host.lower()
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise ValueError("is no host: give a name or an address alone, and the port by REDIS_PORT")
+    return host
 
 
 def _checked_origins(origins: str) -> str:
@@ -76,10 +86,10 @@ class Settings(BaseSettings):
     max_chats: int = Field(64, ge=1, validation_alias="LLMBRIDGE_MAX_CHATS")
 
     redis_url: Annotated[SecretStr, AfterValidator(_checked_url)] | None = Field(None, validation_alias="REDIS_URL")
-    redis_host: str | None = Field(None, validation_alias="REDIS_HOST")
-    redis_port: int = Field(6379, ge=1, le=65535, validation_alias="REDIS_PORT")
+    redis_host: Annotated[str, AfterValidator(_checked_redis_host)] | None = Field(None, validation_alias="REDIS_HOST")
+    redis_port: int | None = Field(None, ge=1, le=65535, validation_alias="REDIS_PORT")
     redis_password: SecretStr | None = Field(None, validation_alias="REDIS_PASSWORD")
-    redis_db: int = Field(0, ge=0, validation_alias="REDIS_DB")
+    redis_db: int | None = Field(None, ge=0, validation_alias="REDIS_DB")
     redis_timeout_ms: int = Field(2_000, ge=10, validation_alias="LLMBRIDGE_REDIS_TIMEOUT_MS")
     redis_poll_delay: int = Field(100, ge=10, le=5_000, validation_alias="REDIS_POLL_DELAY")
     replica_acks: int = Field(0, ge=0, le=16, validation_alias="LLMBRIDGE_REPLICA_ACKS")
@@ -142,8 +152,8 @@ class Settings(BaseSettings):
                 f"LLMBRIDGE_REPLICA_ACK_TIMEOUT_MS ({self.replica_ack_timeout_ms}) must be below "
                 f"LLMBRIDGE_REDIS_TIMEOUT_MS ({self.redis_timeout_ms}), the longest wait for any answer of Redis"
             )
-        if self.redis_url is not None and self.redis_host is not None:
-            raise ValueError("REDIS_URL and REDIS_HOST are both set: leave one of them out")
+        if self.redis_url is not None and self._redis_parts:
+            raise ValueError(f"REDIS_URL and {', '.join(self._redis_parts)} are both set: leave one of them out")
         if self.workers > 1 and (sys.platform != "linux" or self.host.startswith("unix:")):
             raise ValueError(
                 f"LLMBRIDGE_WORKERS ({self.workers}) must be 1 here: several share a TCP port, whose connections only "
@@ -165,15 +175,30 @@ class Settings(BaseSettings):
         return tuple(filter(None, map(str.strip, self.http_cors_origins.split(","))))
 
     @property
+    def _redis_parts(self) -> list[str]:
+        """The settings that say in parts where Redis is: any of them means that there is one."""
+        parts = {
+            "REDIS_HOST": self.redis_host,
+            "REDIS_PORT": self.redis_port,
+            "REDIS_PASSWORD": self.redis_password,
+            "REDIS_DB": self.redis_db,
+        }
+        return [name for name, value in parts.items() if value is not None]
+
+    @property
     def redis_location(self) -> str | None:
         """The URL of the Redis that is configured, password included; None when there is none."""
         if self.redis_url is not None:
             return self.redis_url.get_secret_value()
-        if self.redis_host is None:
+        if not self._redis_parts:
             return None
         password = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
-        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
-        return f"redis://{password}{host}:{self.redis_port}/{self.redis_db}"
+        host = _in_url(self.redis_host or "127.0.0.1")
+        return f"redis://{password}{host}:{self.redis_port or REDIS_PORT}/{self.redis_db or 0}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_loopback(host: str) -> bool:

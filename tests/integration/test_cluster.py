@@ -16,13 +16,16 @@ from llmbridge.log.cluster import slot_of
 from llmbridge.log.commands import Commands
 from llmbridge.log.keys import Keys
 from llmbridge.log.servers import Servers
+from llmbridge.redis_url import Address
 from llmbridge.server.bridge import CannotStart
 from llmbridge.v1.bridge_service_pb2 import CancelRequest, SubscribeRequest
 from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest, GetStreamRequest, ListStreamsRequest
 from llmbridge.v1.stream_pb2 import StreamRef
 from tests.support.calls import PATIENCE_SECONDS, STOP, Received, attached, failure, failure_of, produce, read_all, ref
 from tests.support.cluster import Cluster
+from tests.support.feed_calls import WatchCall
 from tests.support.group_calls import Share, membership
+from tests.support.redis_peer import redis_peer
 from tests.support.redis_process import RedisProcess, binaries
 from tests.support.running_bridge import RunningBridge, running_bridge
 from tests.support.writers import Writers, append, id_of, start
@@ -152,8 +155,10 @@ async def test_while_a_slot_is_on_its_way(own_cluster: Cluster, key_prefix: str)
         failed = await failure(bridge.admin.CreateStream(CreateStreamRequest(stream=ref("new"))))
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "REDIS_UNAVAILABLE")
         # The sweep must not take streams that are on their way for gone.
+        lost_producers = bridge.core._lost_producers
         with pytest.raises(RedisUnavailable):
-            await bridge.core._lost_producers.sweep()
+            await lost_producers._open_streams.sweep(Keys(key_prefix, 64).partition_of("s"), "", at_most=10)
+        await lost_producers.sweep()
         own_cluster.end_moving(slot, source, to)
         await bridge.admin.CreateStream(CreateStreamRequest(stream=ref("new")))
         await produce(bridge.bridge, stream, "d", first=4, completion=STOP)
@@ -163,7 +168,7 @@ async def test_while_a_slot_is_on_its_way(own_cluster: Cluster, key_prefix: str)
         assert taken.text == "abcd"
         found = await bridge.admin.ListStreams(ListStreamsRequest(session_id="s"))
         assert len(found.streams) == 2
-        await bridge.core._lost_producers.sweep()
+        await lost_producers.sweep()
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["on its way", "moved"])
@@ -227,6 +232,28 @@ async def test_a_node_that_is_down_takes_its_own_streams_along_and_no_others(
             assert (await received[session].read(calls[session])).text == "ab"
 
 
+async def test_a_watcher_gets_what_happens_at_the_other_nodes(own_cluster: Cluster, key_prefix: str) -> None:
+    """Though one is down; what happened there it gets once that is back."""
+    dead = own_cluster.nodes[1]
+    at_dead = [s for s in SESSIONS if own_cluster.node_of(slot_of_session(key_prefix, s)) is dead]
+    elsewhere = [s for s in SESSIONS if s not in at_dead]
+    async with serving(own_cluster, key_prefix, consumer_poll_timeout=100) as bridge:
+        await asyncio.gather(*(produce(bridge.bridge, ref("a", s), "a", first=1) for s in SESSIONS))
+        watching = await WatchCall.begin(bridge.channel)
+        await watching.acknowledge(*await watching.events(len(SESSIONS)))
+        dead.kill()
+        for response in ("b", "c"):
+            for session in elsewhere:
+                await produce(bridge.bridge, ref(response, session), "b", first=1)
+            await watching.acknowledge(*await watching.events(len(elsewhere)))
+        dead.start()
+        for session in at_dead:
+            await produce_surely(bridge, ref("c", session), "c", first=1)
+        await watching.acknowledge(*await watching.events(len(at_dead)))
+        assert set(watching.watched.keys.values()) == {1}
+        await watching.leave()
+
+
 async def test_all_nodes_down(own_cluster: Cluster, key_prefix: str) -> None:
     async with serving(own_cluster, key_prefix) as bridge:
         watch = health_pb2_grpc.HealthStub(bridge.channel).Watch(health_pb2.HealthCheckRequest())
@@ -244,6 +271,20 @@ async def test_all_nodes_down(own_cluster: Cluster, key_prefix: str) -> None:
         await produce_surely(bridge, ref("r"), first=3, completion=STOP)
         assert (await read_all(bridge.bridge, ref("r"))).text == "ab"
         watch.cancel()
+
+
+async def test_who_is_said_to_have_a_slot_is_asked_first_once(shared_cluster: Cluster) -> None:
+    """Later it may be gone, and the time limit would pass at each look at the map."""
+    async with redis_peer() as gone:
+        cluster = Servers(shared_cluster.url, 5.0).cluster
+        assert cluster is not None
+        await cluster.load()
+        cluster.moved(0, Address("127.0.0.1", gone.port))
+        loading = asyncio.create_task(cluster.load())
+        (await gone.caller()).hang_up()
+        assert await loading
+        assert not await cluster.load()
+        assert len(gone.all_callers) == 1
 
 
 async def test_lost_producers_are_found_on_every_node(shared_cluster: Cluster, key_prefix: str) -> None:

@@ -2,6 +2,10 @@
 
 import asyncio
 
+import pytest
+
+from llmbridge.log.keys import Keys
+from llmbridge.model.names import StreamName
 from llmbridge.v1.group_service_pb2 import SETTLE_RESULT_DONE, AcknowledgeRequest, GetGroupRequest
 from llmbridge.v1.group_service_pb2_grpc import GroupServiceStub
 from tests.support.calls import STOP, produce, ref
@@ -58,6 +62,25 @@ async def test_an_entry_larger_than_the_limits_comes_alone(bridge: RunningBridge
         assert await member.is_quiet(0.05)
         await acknowledge(bridge, *message.ack_ids)
     assert (await member.to_the_end()).completions == [STOP]
+
+
+@pytest.mark.parametrize("tokens", [4, 5], ids=["some room is left, not enough", "no room is left"])
+async def test_what_was_settled_and_never_told_holds_nothing_up(
+    shared_redis: RedisProcess, key_prefix: str, tokens: int
+) -> None:
+    """As when another bridge settles while this one has lost its connection for wake-ups."""
+    async with running_bridge(shared_redis.url, key_prefix=key_prefix, consumer_poll_timeout=50) as bridge:
+        for text in "abc":
+            await produce(bridge.bridge, STREAM, *text * tokens)
+        asked = membership(STREAM, acknowledgement=EXPLICIT, max_outstanding_tokens=10)
+        member = await GroupMember.join(bridge.bridge, asked)
+        held = [ack_id.rpartition(".")[0] for ack_id in ack_ids(*await member.messages(2 * tokens))]
+        assert await member.is_quiet(0.1)
+        log = Keys(key_prefix, 64).stream(StreamName("s", "m", "r")).log
+        with shared_redis.client() as client:
+            assert client.xack(log, "g", *held) == 2
+        assert (await member.message()).tokens[0].text == "c"
+        await member.leave()
 
 
 async def test_a_large_entry_among_small_ones_holds_nothing_up(bridge: RunningBridge) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmbridge.errors import GroupNotFound, GroupSettingsDiffer, Trimmed
+from llmbridge.log import groups as module
 from llmbridge.log.groups import Delivery, GroupSettings, History, Receipt, Room, Verb
 from llmbridge.model.names import StreamName
 from llmbridge.model.records import Append, FinishReason, Producer
@@ -66,6 +67,21 @@ async def test_members_share_entries_and_settle_them(parts: LogParts) -> None:
         True,
         True,
     ]
+    assert (await parts.groups.read(place, "a", 0, ())).pending == 0
+
+
+async def test_many_are_settled_by_several_calls(parts: LogParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis serves nobody else while a script runs."""
+    monkeypatch.setattr(module, "SETTLED_A_CALL", 2)
+    place = parts.place(NAME, "g")
+    await append(parts, 1, 1, 1, 1, 1)
+    await parts.groups.join(place, AS_IT_IS, History.REFUSE)
+    all_of_them = receipts((await parts.groups.read(place, "a", 10, ())).entries)
+    assert await parts.groups.settle(place, Verb.ACKNOWLEDGE, all_of_them[2:3]) == [True]
+    await parts.client.config_resetstat()
+    assert await parts.groups.settle(place, Verb.ACKNOWLEDGE, all_of_them) == [True, True, False, True, True]
+    stats: Any = await parts.client.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 3
     assert (await parts.groups.read(place, "a", 0, ())).pending == 0
 
 

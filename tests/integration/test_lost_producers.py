@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -198,29 +198,88 @@ async def test_every_silent_stream_is_found_in_however_many_calls(each_redis: Re
 
 @dataclass
 class _CutShort(OpenStreams):
-    """Redis goes away when the last partition is looked at."""
+    """Redis goes away when one partition is looked at."""
 
     real: OpenStreams
-    cut: bool = field(default=True)
+    cut_at: int | None = None
 
     async def sweep(self, partition: int, after_member: str, at_most: int) -> Sweep:
-        if self.cut and partition == PARTITIONS - 1:
+        if partition == self.cut_at:
             raise RedisUnavailable("gone")
         return await self.real.sweep(partition, after_member, at_most)
+
+
+def _one_a_partition(parts: LogParts) -> list[StreamName]:
+    names = {parts.keys.partition_of(str(i)): StreamName(str(i), "m") for i in range(99)}
+    return [names[partition] for partition in range(PARTITIONS)]
 
 
 async def test_a_sweep_that_is_cut_short_forgets_nothing(each_redis: RedisProcess, key_prefix: str) -> None:
     clock = Clock()
     async with log_parts(each_redis.url, key_prefix, partitions=PARTITIONS) as parts:
-        name = next(n for i in range(99) if parts.keys.partition_of((n := StreamName(str(i), "m")).session_id) == 0)
+        name = _one_a_partition(parts)[0]
         await parts.store(name, request(1, "a"))
         await _age(parts, name, LIMIT_MS)
-        lost = _sweeper(parts, clock, _CutShort(parts.open_streams))
-        for _ in range(2):
-            with pytest.raises(RedisUnavailable):
-                await lost.sweep()
-            clock.now += WATCH_SECONDS
-        assert await _sealed(parts, name)
+        open_streams = _CutShort(parts.open_streams)
+        lost = _sweeper(parts, clock, open_streams)
+        await lost.sweep()
+        clock.now += WATCH_SECONDS
+        open_streams.cut_at = 0
+        await lost.sweep()
+        assert not await _sealed(parts, name)
+        open_streams.cut_at = None
+        await lost.sweep()
+        assert await _sealed(parts, name), "it was watched for long enough"
+
+
+async def _sweep_twice(parts: LogParts, open_streams: OpenStreams | None = None) -> None:
+    clock = Clock()
+    lost = _sweeper(parts, clock, open_streams)
+    await lost.sweep()
+    clock.now += WATCH_SECONDS
+    await lost.sweep()
+
+
+async def test_a_partition_that_is_away_keeps_no_other_from_being_swept(
+    each_redis: RedisProcess, key_prefix: str
+) -> None:
+    async with log_parts(each_redis.url, key_prefix, partitions=PARTITIONS) as parts:
+        names = _one_a_partition(parts)
+        for name in names:
+            await parts.store(name, request(1, "a"))
+            await _age(parts, name, LIMIT_MS)
+        await _sweep_twice(parts, _CutShort(parts.open_streams, cut_at=0))
+        assert [await _sealed(parts, name) for name in names] == [False, True, True]
+        await _sweep_twice(parts)
+        assert await _sealed(parts, names[0])
+
+
+async def test_an_index_that_is_none_concerns_its_partition_alone(
+    each_redis: RedisProcess, key_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with log_parts(each_redis.url, key_prefix, partitions=PARTITIONS) as parts:
+        names = _one_a_partition(parts)
+        for name in names:
+            await parts.store(name, request(1, "a"))
+            await _age(parts, name, LIMIT_MS)
+        await parts.client.set(parts.keys.open_index(0), "no index", px=60_000)
+        await _sweep_twice(parts)
+        assert [await _sealed(parts, name) for name in names] == [False, True, True]
+    assert "partition 0 can't be swept" in caplog.text
+
+
+async def test_an_entry_that_no_bridge_wrote_concerns_its_stream_alone(
+    each_redis: RedisProcess, key_prefix: str
+) -> None:
+    names = [StreamName("s", "m", response) for response in "abc"]
+    async with log_parts(each_redis.url, key_prefix, partitions=PARTITIONS) as parts:
+        for name in names:
+            await parts.store(name, request(1, "a"))
+            await _age(parts, name, LIMIT_MS)
+        await parts.client.xadd(parts.keys.stream(names[0]).log, {"not": "ours"})
+        await _sweep_twice(parts)
+        assert [await _sealed(parts, name) for name in names[1:]] == [True, True]
+        assert await parts.client.zrange(parts.keys.stream(names[0]).open_index, 0, -1) == [b"s:m:a"]
 
 
 @dataclass

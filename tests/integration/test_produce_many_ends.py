@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from llmbridge.log.keys import Keys
+from llmbridge.model.names import StreamName
 from llmbridge.v1.bridge_service_pb2 import CancelRequest
 from tests.support.bridge_process import BridgeProcess
 from tests.support.calls import STOP, produce, ref, stub, until
@@ -107,6 +108,21 @@ async def test_only_those_concerned_are_told(
     assert sorted(ends[1:]) == [(2, BY_CANCEL), (5, BY_CANCEL)]
     await writers.send(append(3, 2, "b"))
     assert (await writers.settled())[id_of(3, 2)].last_sequence == 2
+
+
+@pytest.mark.parametrize("said", [b"", b"nonsense", b"fenced r:m:r 2", b"fenced r:m:r x y", b"fenced r:m:r 2 \xff"])
+async def test_what_a_stranger_publishes_harms_nobody(
+    bridge: RunningBridge, shared_redis: RedisProcess, key_prefix: str, said: bytes
+) -> None:
+    writers = await _writing(bridge.bridge, shared_redis, key_prefix, "r")
+    keys = Keys(key_prefix, 64).stream(StreamName("r", "m", "r"))
+    client: Any
+    with shared_redis.client() as client:
+        assert client.zrange(keys.open_index, 0, -1) == [b"r:m:r"]
+        publish = client.spublish if isinstance(client, redis.RedisCluster) else client.publish
+        assert publish(keys.ends, said) == 1
+    await bridge.bridge.Cancel(CancelRequest(stream=ref("r", session="r")))
+    assert await writers.told() == [(1, BY_CANCEL)]
 
 
 async def test_a_producer_that_was_taken_for_lost_is_told(shared_redis: RedisProcess, key_prefix: str) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import grpc
 import pytest
 
-from llmbridge.errors import RedisUnavailable
+from llmbridge.errors import AppendOutcomeUnknown, RedisUnavailable
+from llmbridge.log import exchange
 from llmbridge.log.commands import Commands
-from llmbridge.log.servers import Servers
+from llmbridge.log.servers import ReplicaAcks, Servers
+from llmbridge.model.names import StreamName
+from llmbridge.model.records import Append, Producer
 from llmbridge.v1.bridge_service_pb2 import CancelRequest, ProduceResponse, SubscribeRequest
 from llmbridge.v1.stream_admin_service_pb2 import CreateStreamRequest, DeleteStreamRequest
 from llmbridge.v1.stream_pb2 import StreamRef
@@ -28,6 +31,7 @@ from tests.support.calls import (
     ref,
     until,
 )
+from tests.support.log_parts import log_parts
 from tests.support.redis_process import RedisProcess, usable_binary
 from tests.support.running_bridge import RunningBridge, running_bridge
 from tests.support.sentinels import SERVICE, Watched, watched
@@ -251,6 +255,32 @@ async def test_a_server_that_is_made_a_replica_behind_the_bridge(own_redis: Redi
             await produce_until_served(bridge, STREAM, "b", 2)
             after = client.client_list(_type="normal")
         assert {it["id"] for it in before if it["name"] == "llmbridge-append"}.isdisjoint(it["id"] for it in after)
+
+
+async def test_a_replica_is_left_also_where_replicas_are_waited_for(
+    each_redis: RedisProcess, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses WAIT, which hides that it refuses what was to be stored."""
+    monkeypatch.setattr(exchange, "LONGEST_PAUSE_SECONDS", -1.0)
+    acks = ReplicaAcks(replicas=1, timeout_ms=10)
+    async with log_parts(each_redis.url, key_prefix, acks=acks) as parts:
+
+        async def connection() -> int:
+            """Who appends; it does so, though no replica gets it."""
+            with pytest.raises(AppendOutcomeUnknown):
+                await parts.appends.append(StreamName("s", "m"), Append(0, 1, None, Producer(0, "p"), b"x"))
+            found: Any = await parts.client.client_list()
+            return next(int(it["id"]) for it in found if it["name"] == "llmbridge-append")
+
+        first = await connection()
+        assert await connection() == first
+        await parts.client.replicaof("127.0.0.1", "1")
+        try:
+            with pytest.raises(AppendOutcomeUnknown):
+                await parts.appends.append(StreamName("s", "m"), Append(0, 1, None, Producer(0, "p"), b"x"))
+        finally:
+            await parts.client.replicaof("NO", "ONE")
+        assert await connection() != first
 
 
 async def test_sentinels_that_know_nothing(shared_servers: Watched, key_prefix: str) -> None:

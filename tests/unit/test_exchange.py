@@ -8,6 +8,7 @@ import pytest
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from llmbridge.errors import RedisUnavailable
+from llmbridge.log import connections
 from llmbridge.log import exchange as module
 from llmbridge.log.exchange import ConnectionBroken, Exchange, Reply
 from tests.support.redis_peer import PATIENCE_SECONDS, Caller, Peer, on_both_loops, redis_peer
@@ -113,18 +114,31 @@ async def test_whoever_is_cancelled_leaves_no_answer_behind() -> None:
         assert await again == [2]
 
 
-async def test_a_server_that_loads_has_done_nothing() -> None:
+async def test_a_server_that_loads_has_done_nothing_and_is_left_alone_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "pause_seconds", lambda _: 60.0)
     async with exchanging() as (exchange, peer, troubles):
         batch = sending(exchange)
         await (await heard(peer)).say(b"-LOADING Redis is loading the dataset in memory\r\n")
         with pytest.raises(RedisUnavailable, match="loading"):
             await batch
         assert len(troubles) == 1
+        with pytest.raises(RedisUnavailable, match="a moment ago"):
+            await exchange.send([COMMAND])
+        assert len(peer.all_callers) == 1
 
 
-@pytest.mark.parametrize("said", [b"-READONLY a replica\r\n", b"-ERR Error running script: -READONLY a replica\r\n"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"-READONLY a replica\r\n",
+        b"-ERR Error running script: -READONLY a replica\r\n",
+        b"-ERR WAIT cannot be used with replica instances. Please also note...\r\n",
+    ],
+)
 async def test_one_that_is_a_replica_now_is_left(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
-    monkeypatch.setattr(module, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LONGEST_PAUSE_SECONDS", -1.0)
     async with exchanging() as (exchange, peer, troubles):
         batch = sending(exchange, 2)
         caller = await heard(peer, 2)

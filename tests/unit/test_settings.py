@@ -110,6 +110,11 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("LLMBRIDGE_UPSTREAM_URL", "127.0.0.1:8080"),
         ("LLMBRIDGE_UPSTREAM_URL", "http://user:word@h/v1"),
         ("LLMBRIDGE_MAX_CHATS", "0"),
+        ("REDIS_HOST", "redis:6379"),
+        ("REDIS_HOST", "redis/0"),
+        ("REDIS_HOST", "user@redis"),
+        ("REDIS_HOST", "[::1]"),
+        ("REDIS_HOST", "redis://redis"),
     ],
 )
 def test_a_bad_value_names_its_setting(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
@@ -171,6 +176,25 @@ def test_the_parts_of_a_redis_location_are_put_together() -> None:
     url = urlsplit(location)
     assert (url.scheme, url.hostname, url.port, url.path) == ("redis", "h", 1, "/2")
     assert unquote(url.password or "") == SECRET
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "location"),
+    [
+        ("REDIS_PORT", "6399", "redis://127.0.0.1:6399/0"),
+        ("REDIS_PORT", "6379", "redis://127.0.0.1:6379/0"),
+        ("REDIS_PASSWORD", "word", "redis://:word@127.0.0.1:6379/0"),
+        ("REDIS_DB", "3", "redis://127.0.0.1:6379/3"),
+    ],
+)
+def test_any_part_of_a_redis_location_means_that_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, location: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert Settings.load().redis_location == location
+    # A URL says all of it: neither may be ignored without a word.
+    with pytest.raises(SettingsError, match=f"REDIS_URL and {name} are both set"):
+        Settings.load(redis_url="redis://a")
 
 
 def test_a_redis_host_may_be_an_ipv6_address() -> None:

@@ -54,22 +54,20 @@ class BatchMaker:
     def _sort(self, given: Given, entries: Sequence[tuple[Reply, int]]) -> None:
         """Put consecutive entries with the same attempt into one message."""
         row: list[Reply] = []
-        run: Run | None = None
-        row_attempt = 0
+        row_attempt = row_end = 0
         for entry, attempt in entries:
             try:
                 one = decode_run([entry])
             except (ValueError, IndexError, RuntimeError):
                 given.undecodable.append(Receipt(entry[0], attempt))
                 continue
-            if run is not None and (attempt != row_attempt or one.first != run.last + 1):
-                self._add(given, run, row, row_attempt)
-                row, run = [], None
+            if row and (attempt != row_attempt or one.first != row_end + 1):
+                self._add(given, decode_run(row), row, row_attempt)
+                row = []
             row.append(entry)
-            row_attempt = attempt
-            run = decode_run(row)
-        if run is not None:
-            self._add(given, run, row, row_attempt)
+            row_attempt, row_end = attempt, one.last
+        if row:
+            self._add(given, decode_run(row), row, row_attempt)
 
     def _add(self, given: Given, run: Run, entries: Sequence[Reply], attempt: int) -> None:
         fragments = run.fragments

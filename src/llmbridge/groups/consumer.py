@@ -46,8 +46,6 @@ class Consumer(Attached):
         self._settled: list[bytes] = []
         # Something happened that only a look can tell.
         self._rung = False
-        # A look did not come to its end: Redis may have given this member what never came here.
-        self._unsure = False
         self._failures = 0
 
     async def next_message(self) -> bytes | None:
@@ -65,8 +63,7 @@ class Consumer(Attached):
         """
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
-                if self._unsure:
-                    await self._undeliver_strays()
+                await self._undeliver_strays()
                 await self._settle_taken()
                 for batch in self._unsent:
                     self._outstanding.drop(batch.place.log, batch.ids)
@@ -84,9 +81,7 @@ class Consumer(Attached):
         try:
             if not self._unsent and self._due():
                 self._rung = False
-                unsure, self._unsure = self._unsure, True
-                await self._look(unsure)
-                self._unsure = False
+                await self._look()
             self._failures = 0
         except AppendOutcomeUnknown as error:
             raise RedisUnavailable(error.message) from error
@@ -131,15 +126,15 @@ class Consumer(Attached):
 
     @abstractmethod
     async def _undeliver_strays(self) -> None:
-        """Take back what Redis gave this member in answers that never came here."""
+        """Take back what Redis gave this member in answers that never came here, if there may be any."""
 
     @abstractmethod
     def _due(self) -> bool:
         """Tell whether there is a reason to look."""
 
     @abstractmethod
-    async def _look(self, unsure: bool) -> None:
-        """Find what there is, or that there will be nothing more (`_ended`). `unsure`: the last one was cut off."""
+    async def _look(self) -> None:
+        """Find what there is, or that there will be nothing more (`_ended`)."""
 
     @abstractmethod
     async def _rest(self) -> None:

@@ -66,6 +66,8 @@ class Member(Consumer):
         self._following = AsyncExitStack()
         self._tail: Tail | None = None
         self._joined = False
+        # A look did not come to its end: Redis may have given this member what never came here.
+        self._unsure = False
         self._incarnation = 0
         # The sequence up to which any member has been given entries, as far as this one knows.
         self._delivered = 0
@@ -107,7 +109,7 @@ class Member(Consumer):
     async def _rest(self) -> None:
         await self._wait(self._look_at - self._loop.time())
 
-    async def _look(self, unsure: bool) -> None:
+    async def _look(self) -> None:
         self._look_at = self._loop.time() + self._interval_seconds
         if self._tail is None or self._tail.closed:
             await self._follow()
@@ -115,15 +117,16 @@ class Member(Consumer):
         if not self._joined and not await self._join():
             return
         try:
-            if unsure:
-                await self._undeliver_strays()
+            await self._undeliver_strays()
+            self._unsure = True
             await self._find()
+            self._unsure = False
         except GroupNotFound:
             await self._raise_if_gone()
             raise
 
     async def _find(self) -> None:
-        if self._outstanding.full:
+        if self._limited or self._outstanding.full:
             # Somebody may have settled at another bridge, and the bell been lost.
             pending = await self._groups.pending_of(self._place, self._consumer, MOST_OUTSTANDING)
             self._outstanding.keep(self._place.log, pending)
@@ -239,7 +242,8 @@ class Member(Consumer):
         await self._follow()
 
     async def _undeliver_strays(self) -> None:
-        await self._undeliver_strays_of(self._place)
+        if self._unsure:
+            await self._undeliver_strays_of(self._place)
 
     async def _settle_taken(self) -> None:
         if self._settled:

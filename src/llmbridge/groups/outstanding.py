@@ -39,51 +39,58 @@ class Outstanding:
     def __init__(self, max_records: int, max_bytes: int) -> None:
         self._max_records = max_records
         self._max_bytes = max_bytes
-        self._held: dict[tuple[str, bytes], _Held] = {}
+        self._held: dict[str, dict[bytes, _Held]] = {}
+        self._count = 0
         self._records = 0
         self._bytes = 0
 
     def __len__(self) -> int:
         """How many deliveries are held."""
-        return len(self._held)
+        return self._count
 
     @property
     def full(self) -> bool:
         """Whether nothing more can be taken until something is settled."""
-        return len(self._held) > 0 and (self._records >= self._max_records or self._bytes >= self._max_bytes)
+        return self._count > 0 and (self._records >= self._max_records or self._bytes >= self._max_bytes)
 
     def add(self, batch: Batch) -> None:
         """Hold a batch's deliveries; each takes the place of an earlier one of the same entry."""
-        self.drop(batch.place.log, batch.ids)
+        log = batch.place.log
+        self.drop(log, batch.ids)
+        of_log = self._held.setdefault(log, {})
         for entry_id, (records, size) in zip(batch.ids, batch.weights, strict=True):
-            self._held[batch.place.log, entry_id] = _Held(batch.place, batch.attempt, records, size)
+            of_log[entry_id] = _Held(batch.place, batch.attempt, records, size)
             self._records += records
             self._bytes += size
+        self._count += len(batch.ids)
 
     def drop(self, log: str, ids: Iterable[bytes]) -> int:
         """Hold these entries of a log no more; tells how many of them were held."""
         dropped = 0
+        of_log = self._held.get(log, {})
         for entry_id in ids:
-            held = self._held.pop((log, entry_id), None)
+            held = of_log.pop(entry_id, None)
             if held is not None:
                 self._records -= held.records
                 self._bytes -= held.size
                 dropped += 1
+        self._count -= dropped
         return dropped
 
     def keep(self, log: str, ids: Collection[bytes]) -> None:
         """Of what is held of a log, hold only these entries."""
-        self.drop(log, [entry_id for its_log, entry_id in self._held if its_log == log and entry_id not in ids])
+        self.drop(log, [entry_id for entry_id in self._held.get(log, ()) if entry_id not in ids])
 
     def ids(self, log: str) -> set[bytes]:
         """Name the entries of a log that are held."""
-        return {entry_id for its_log, entry_id in self._held if its_log == log}
+        return set(self._held.get(log, ()))
 
     def receipts(self) -> dict[GroupPlace, list[Receipt]]:
         """Name all that is held, by group."""
         receipts: dict[GroupPlace, list[Receipt]] = {}
-        for (_, entry_id), held in self._held.items():
-            receipts.setdefault(held.place, []).append(Receipt(entry_id, held.attempt))
+        for of_log in self._held.values():
+            for entry_id, held in of_log.items():
+                receipts.setdefault(held.place, []).append(Receipt(entry_id, held.attempt))
         return receipts
 
     def room(self, entries: int, size: int) -> Room:
@@ -92,5 +99,5 @@ class Outstanding:
             entries=entries,
             records=max(0, self._max_records - self._records),
             size=max(0, min(size, self._max_bytes - self._bytes)),
-            at_least_one=not self._held,
+            at_least_one=self._count == 0,
         )

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from llmbridge.errors import GroupNotFound
+from llmbridge.errors import AppendOutcomeUnknown, GroupNotFound, RedisUnavailable
 from llmbridge.groups.bells import Bell, Bells, Ring
 from llmbridge.groups.consumer import MOST_OUTSTANDING, Consumer
 from llmbridge.groups.outstanding import Batch, Outstanding
@@ -29,6 +29,8 @@ BYTES_AT_ONCE = 1_048_576
 """What one look takes from Redis, and one message carries; the next goes on. Larger events come by themselves."""
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 class FeedWire(Protocol):
@@ -53,12 +55,21 @@ class Watch:
 
 @dataclass(slots=True, eq=False)
 class _Part:
-    """A partition of the feed. `pending`: so many events of the whole group were not settled when it was read last."""
+    """A partition of the feed.
+
+    `pending`: so many events of the whole group were not settled when it was read last. `unsure`: a read did not come
+    to its end, so that Redis may have given this watcher what never came here.
+    """
 
     number: int
     place: GroupPlace
     joined: bool = False
     pending: int = 0
+    unsure: bool = False
+
+
+_Take = Callable[[_Part, Room], Awaitable[int]]
+"""Takes from a partition as much as has room, and tells how much that was."""
 
 
 class Watcher(Consumer):
@@ -134,22 +145,20 @@ class Watcher(Consumer):
     async def _rest(self) -> None:
         await self._wait(self._poll_at - self._loop.time())
 
-    async def _look(self, unsure: bool) -> None:
+    async def _look(self) -> None:
         if self._loop.time() >= self._poll_at:
             self._poll_at = self._loop.time() + self._poll_seconds
             self._news |= dict.fromkeys(self._parts)
             self._overdue |= dict.fromkeys(part for part in self._parts if part.pending)
             if self._outstanding.full:
                 # Somebody may have settled at another bridge, and the bell been lost.
-                await all_of(map(self._recount, self._joined()))
-        if unsure:
-            await self._undeliver_strays()
+                await all_of([self._reach(part, self._recount(part), None) for part in self._joined()])
         await self._join_begun()
         # What is overdue comes first, or a flood of new events would keep it waiting.
         await self._take(self._overdue, self._recover)
         await self._take(self._news, self._read)
 
-    async def _take(self, parts: dict[_Part, None], take: Callable[[_Part, Room], Awaitable[int]]) -> None:
+    async def _take(self, parts: dict[_Part, None], take: _Take) -> None:
         """Take from partitions, sharing what room there is among them, until there is something to hand out."""
         while not self._unsent and not self._outstanding.full:
             records = self._outstanding.room(EVENTS_AT_ONCE, BYTES_AT_ONCE).records
@@ -162,11 +171,31 @@ class Watcher(Consumer):
             for part in some:
                 del parts[part]
             try:
-                taken = await all_of([take(part, room) for part in some])
+                taken = await all_of([self._reach(part, self._take_from(part, room, take), 0) for part in some])
             except BaseException:
                 parts |= dict.fromkeys(some)
                 raise
             parts |= dict.fromkeys(part for part, count in zip(some, taken, strict=True) if count)
+
+    async def _reach(self, part: _Part, work: Awaitable[_Result], otherwise: _Result) -> _Result:
+        """Do something in a partition. Where its server is away, the next look at all partitions does.
+
+        The others go on, once it is known how the group was made.
+        """
+        try:
+            return await work
+        except (RedisUnavailable, AppendOutcomeUnknown) as error:
+            if not self._agreed:
+                raise
+            logger.debug("%s can't be reached: %s", part.place.log, error)
+            return otherwise
+
+    async def _take_from(self, part: _Part, room: Room, take: _Take) -> int:
+        await self._undeliver_strays_in(part)
+        part.unsure = True
+        taken = await take(part, room)
+        part.unsure = False
+        return taken
 
     async def _recover(self, part: _Part, room: Room) -> int:
         try:
@@ -215,14 +244,14 @@ class Watcher(Consumer):
         for part in absent:
             del self._news[part]
         try:
-            begun = await all_of([self._feed.begun(part.place) for part in absent])
+            begun = await all_of([self._reach(part, self._feed.begun(part.place), False) for part in absent])
             waiting = [part for part, has_begun in zip(absent, begun, strict=True) if has_begun]
             if waiting and not self._agreed:
                 known = await all_of([self._feed.group_settings(part.place) for part in waiting])
                 first = next((part for part, made in zip(waiting, known, strict=True) if made), waiting[0])
                 await self._join(first)
                 waiting.remove(first)
-            await all_of(map(self._join, waiting))
+            await all_of([self._reach(part, self._join(part), None) for part in waiting])
         except BaseException:
             self._news |= dict.fromkeys(absent)
             raise
@@ -256,13 +285,15 @@ class Watcher(Consumer):
             self._outstanding.keep(part.place.log, pending)
 
     async def _undeliver_strays(self) -> None:
-        async def undeliver(part: _Part) -> None:
+        await all_of([self._reach(part, self._undeliver_strays_in(part), None) for part in self._joined()])
+
+    async def _undeliver_strays_in(self, part: _Part) -> None:
+        if part.unsure:
             try:
                 await self._undeliver_strays_of(part.place)
             except GroupNotFound:
                 await self._raise_if_deleted(part)
-
-        await all_of(map(undeliver, self._joined()))
+            part.unsure = False
 
     async def _begin_anew(self) -> None:
         self._poll_at = 0.0

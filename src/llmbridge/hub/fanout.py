@@ -35,6 +35,8 @@ class Fanout:
         self._tails: dict[str, Tail] = {}
         self._stale: dict[Tail, None] = {}
         self._stale_filled = asyncio.Event()
+        # Those that are being read, and whether they must be again: something was heard meanwhile.
+        self._looking: dict[Tail, bool] = {}
 
     async def join(self, log: str, listener: Listener) -> Tail:
         """Share a stream's tail, fresh from here on, and be told of its changes, until `leave`.
@@ -89,7 +91,9 @@ class Fanout:
 
     def look(self, tail: Tail) -> None:
         """Have a tail read from the log as soon as possible."""
-        if not tail.closed:
+        if tail in self._looking:
+            self._looking[tail] = True
+        elif not tail.closed:
             self._stale[tail] = None
             self._stale_filled.set()
 
@@ -117,16 +121,20 @@ class Fanout:
         if self._tails.get(tail.log) is tail:
             del self._tails[tail.log]
         self._stale.pop(tail, None)
+        if tail in self._looking:
+            self._looking[tail] = False
         if tail.subscription is not None:
             self._wake_ups.unsubscribe(tail.subscription)
 
     async def _refresh_stale(self) -> None:
-        while True:
-            await self._stale_filled.wait()
-            self._stale_filled.clear()
-            stale, self._stale = self._stale, {}
-            async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._stale_filled.wait()
+                self._stale_filled.clear()
+                stale, self._stale = self._stale, {}
                 for tail in stale:
+                    # None waits for another: that may be at a server that does not answer.
+                    self._looking[tail] = False
                     tasks.create_task(self._refresh(tail), name=f"hub, refresh {tail.log}")
 
     async def _refresh(self, tail: Tail) -> None:
@@ -135,6 +143,8 @@ class Fanout:
         except RedisUnavailable as error:
             # The reader's attach timeout and the safety poll bound how long this can last.
             logger.debug("%s can't be read now: %s", tail.log, error)
+        if self._looking.pop(tail):
+            self.look(tail)
 
     async def _read(self, tail: Tail) -> None:
         """Bring a tail to where its log stands, or close it. Raises RedisUnavailable."""

@@ -75,7 +75,9 @@ class Cluster:
         known = [*self.addresses, *self._connector.url.addresses]
         random.shuffle(known)
         if self._ask_first is not None:
+            # Once: it may be gone by the next time.
             known.insert(0, self._ask_first)
+            self._ask_first = None
         problems: list[str] = []
         for address in dict.fromkeys(known):
             try:

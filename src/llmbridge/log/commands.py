@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from llmbridge.errors import AppendOutcomeUnknown, RedisUnavailable
 from llmbridge.log.batcher import Batcher
 from llmbridge.log.calls import Outcome, ScriptCall, Storing
 from llmbridge.log.exchange import Command, ConnectionBroken, Reply
-from llmbridge.log.lanes import LaneKind, Lanes, Redirect, Unit, Wire
+from llmbridge.log.lanes import LaneKind, Lanes, Unit, Wire
 from llmbridge.log.scripts import Scripts, call_script, checked
 from llmbridge.log.servers import Servers
 
@@ -20,11 +19,8 @@ KEY_AT = {"EVAL": 3, "EVALSHA": 3, "XINFO": 2}
 """Where commands have their first key, if not right behind their name."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """Keeps error replies, which are answers to one item's commands, from being raised as a failure of the batch."""
-
-    replies: list[Reply]
+Answer = list[Reply]
+"""To one item's commands. An error reply in it is an answer, too, and no failure of the batch."""
 
 
 class Commands:
@@ -32,10 +28,10 @@ class Commands:
 
     def __init__(self, servers: Servers) -> None:
         self._wake = servers.wake
-        self._lanes: Lanes[Unit, _Answer] = Lanes(servers, LaneKind("commands", _key_of, _batcher))
+        self._lanes: Lanes[Unit, Answer] = Lanes(servers, LaneKind("commands", _key_of, _batcher))
         self._storing = Storing(servers)
         # Whoever waits for replicas must not keep others waiting. Without replica acks nobody waits for them.
-        self._stores: Lanes[ScriptCall, _Answer] | None = (
+        self._stores: Lanes[ScriptCall, Answer] | None = (
             Lanes(servers, LaneKind("stores", lambda call: call.keys[0], self._storing_batcher))
             if servers.acks.replicas
             else None
@@ -66,7 +62,7 @@ class Commands:
         Raises RedisUnavailable where it is not known which servers there are, else gives it for each that has failed.
         """
         return {
-            str(address or ""): answer if isinstance(answer, RedisUnavailable) else checked(answer.replies[0])
+            str(address or ""): answer if isinstance(answer, RedisUnavailable) else checked(answer[0])
             for address, answer in (await self._lanes.submit_to_each((command,))).items()
         }
 
@@ -83,7 +79,7 @@ class Commands:
         """
 
         async def send(command: Command) -> Reply:
-            return (await self._lanes.submit((command,), follow_ask=sees_all_keys)).replies[0]
+            return (await self._lanes.submit((command,), follow_ask=sees_all_keys))[0]
 
         try:
             return await call_script(send, scripts[self._wake], keys, arguments)
@@ -98,7 +94,7 @@ class Commands:
         if self._stores is None:
             return await self.call(scripts, keys, arguments)
         try:
-            return (await self._stores.submit(ScriptCall(scripts, keys, arguments))).replies[0]
+            return (await self._stores.submit(ScriptCall(scripts, keys, arguments)))[0]
         except ConnectionBroken as error:
             raise AppendOutcomeUnknown(str(error)) from error
 
@@ -115,7 +111,7 @@ class Commands:
         The others have been carried out all the same.
         """
         try:
-            replies = (await self._lanes.submit((("MULTI",), *commands, ("EXEC",)))).replies
+            replies = await self._lanes.submit((("MULTI",), *commands, ("EXEC",)))
         except ConnectionBroken as error:
             raise AppendOutcomeUnknown(str(error)) from error
         for reply in replies[1:-1]:
@@ -124,21 +120,18 @@ class Commands:
         return [checked(reply) for reply in checked(replies[-1])]
 
     async def _send(self, command: Command) -> Reply:
-        return (await self._lanes.submit((command,))).replies[0]
+        return (await self._lanes.submit((command,)))[0]
 
-    def _storing_batcher(self, wire: Wire) -> Batcher[ScriptCall, _Answer]:
+    def _storing_batcher(self, wire: Wire) -> Batcher[ScriptCall, Answer]:
         return Batcher(partial(self._carry_stores, wire), COMMANDS_A_BATCH, size_of=lambda _: 0, max_bytes=1)
 
-    async def _carry_stores(self, wire: Wire, calls: Sequence[ScriptCall]) -> list[_Answer | Exception]:
+    async def _carry_stores(self, wire: Wire, calls: Sequence[ScriptCall]) -> list[Answer | Exception]:
         outcomes: list[Outcome] = await self._storing.run(wire, calls)
-        return [outcome if isinstance(outcome, Exception) else _Answer([outcome]) for outcome in outcomes]
+        return [outcome if isinstance(outcome, Exception) else [outcome] for outcome in outcomes]
 
 
-def _batcher(wire: Wire) -> Batcher[Unit, _Answer]:
-    async def carry(units: Sequence[Unit]) -> list[_Answer | Exception]:
-        return [answer if isinstance(answer, Redirect) else _Answer(answer) for answer in await wire.send(units)]
-
-    return Batcher(carry, COMMANDS_A_BATCH, size_of=lambda _: 0, max_bytes=1)
+def _batcher(wire: Wire) -> Batcher[Unit, Answer]:
+    return Batcher(wire.send, COMMANDS_A_BATCH, size_of=lambda _: 0, max_bytes=1)
 
 
 def _key_of(unit: Unit) -> str | bytes:

@@ -59,16 +59,25 @@ class Ends:
 
 def _to(listeners: Listeners) -> Callable[[bytes | None], None]:
     def dispatch(message: bytes | None) -> None:
-        if message is None:
-            return  # Some may have been lost, see above.
-        what, member, first, second = message.split(b" ", 3)
+        try:
+            member, end = _parse(message or b"")
+        except ValueError:
+            return  # Some may have been lost, see above; and anybody may publish.
         for listener in tuple(listeners.get(member, ())):
-            if what == b"completed":
-                listener.on_end(Completed(first.decode(), second.decode()))
-            elif _is_fenced(listener.producer, Producer(int(first), second.decode())):
-                listener.on_end(Fenced(int(first)))
+            if isinstance(end, Completed):
+                listener.on_end(end)
+            elif _is_fenced(listener.producer, end):
+                listener.on_end(Fenced(end.epoch))
 
     return dispatch
+
+
+def _parse(message: bytes) -> tuple[bytes, Completed | Producer]:
+    """Tell whose stream it is about, and how it was sealed or who took it over. Raises ValueError."""
+    what, member, first, second = message.split(b" ", 3)
+    if what == b"completed":
+        return member, Completed(first.decode(), second.decode())
+    return member, Producer(int(first), second.decode())
 
 
 def _is_fenced(producer: Producer, by: Producer) -> bool:

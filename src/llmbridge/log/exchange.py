@@ -17,7 +17,7 @@ from llmbridge.redis_url import Address
 
 Command = tuple[str | bytes | int, ...]
 Reply = Any
-"""What Redis answered, as redis-py decodes it; an error reply is a ResponseError in the list, not raised."""
+"""What Redis answered, as hiredis decodes it; an error reply is redis-py's ResponseError in the list, not raised."""
 
 
 class ConnectionBroken(Exception):
@@ -60,6 +60,8 @@ class Exchange:
         try:
             replies = await link.ask(packed, len(commands))
         except BusyLoadingError as error:
+            # That it took the connection says nothing: each call would make a new one meanwhile.
+            self.breaker.failed()
             self._troubled()
             raise RedisUnavailable(f"it is loading its data: {error}") from error
         except (RedisError, OSError, TimeoutError) as error:
@@ -103,5 +105,6 @@ class Exchange:
 
 
 def _is_demoted(error: ResponseError) -> bool:
-    # A script's error begins with its place (6.2), so that the library does not know it.
-    return isinstance(error, ReadOnlyError) or "READONLY " in str(error)
+    # A script's error begins with its place (6.2), so that the library does not know it. The last is WAIT's.
+    said = str(error)
+    return isinstance(error, ReadOnlyError) or "READONLY " in said or "with replica instances" in said

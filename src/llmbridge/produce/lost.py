@@ -30,6 +30,9 @@ class _Suspect:
     since: float
 
 
+_Suspects = dict[StreamName, _Suspect]
+
+
 class LostProducers:
     """Sweeps. `run` must be running."""
 
@@ -45,50 +48,48 @@ class LostProducers:
         self._open_streams = open_streams
         self._log = log
         self._wire = wire
-        self._partitions = partitions
         self._limit_ms = limit_ms
         self._watch_seconds = min(limit_ms, LONGEST_WATCH_MS) / 1000
         self._pause_seconds = min(limit_ms / 4, LONGEST_PAUSE_MS) / 1000
         self._monotonic = monotonic
-        self._suspects: dict[StreamName, _Suspect] = {}
+        self._suspects: list[_Suspects] = [{} for _ in range(partitions)]
 
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
             await asyncio.sleep(self._pause_seconds)
-            try:
-                await self.sweep()
-            except Unavailable as error:
-                logger.debug("the sweep for lost producers was cut short: %s", error)
-            except Exception:
-                # Something strange in one partition must not end the sweep for good, nor the bridge.
-                logger.exception("the sweep for lost producers failed, the next one begins anew")
+            await self.sweep()
 
     async def sweep(self) -> None:
-        """Look at every open stream once. Raises Unavailable; the next sweep goes on with what this one saw."""
-        seen: dict[StreamName, _Suspect] = {}
-        try:
-            await self._sweep_partitions(seen)
-        except Unavailable:
-            self._suspects |= seen
-            raise
-        self._suspects = seen
+        """Look at every open stream once. What can't be looked at now, the next sweep does, and forgets nothing."""
+        for partition, suspects in enumerate(self._suspects):
+            seen: _Suspects = {}
+            try:
+                await self._sweep_partition(partition, suspects, seen)
+            except Unavailable as error:
+                logger.debug("partition %d can't be swept for lost producers now: %s", partition, error)
+                suspects.update(seen)
+            except Exception:
+                # Something strange in one partition concerns neither the others nor the bridge.
+                logger.exception("partition %d can't be swept for lost producers", partition)
+                suspects.update(seen)
+            else:
+                self._suspects[partition] = seen
 
-    async def _sweep_partitions(self, seen: dict[StreamName, _Suspect]) -> None:
-        for partition in range(self._partitions):
-            after = ""
-            while True:
-                sweep = await self._open_streams.sweep(partition, after, STREAMS_A_CALL)
-                for stream in sweep.streams:
-                    if sweep.now_ms - stream.heard_ms >= self._limit_ms:
-                        await self._suspect(stream, seen)
-                after = sweep.next_member
-                if not after:
-                    break
+    async def _sweep_partition(self, partition: int, suspects: _Suspects, seen: _Suspects) -> None:
+        after = ""
+        while True:
+            sweep = await self._open_streams.sweep(partition, after, STREAMS_A_CALL)
+            for stream in sweep.streams:
+                if sweep.now_ms - stream.heard_ms >= self._limit_ms:
+                    await self._suspect(stream, suspects, seen)
+            after = sweep.next_member
+            if not after:
+                break
 
-    async def _suspect(self, stream: OpenStream, seen: dict[StreamName, _Suspect]) -> None:
+    async def _suspect(self, stream: OpenStream, suspects: _Suspects, seen: _Suspects) -> None:
         now = self._monotonic()
-        suspect = self._suspects.get(stream.name)
+        suspect = suspects.get(stream.name)
         if suspect is None or suspect.stream != stream:
             suspect = _Suspect(stream, now)
         seen[stream.name] = suspect

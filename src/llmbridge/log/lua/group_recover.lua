@@ -1,8 +1,8 @@
 -- Gives a member entries whose deadline has passed. Those delivered too often, or gone from the log, become dead letters.
 -- KEYS: log, the group's hash, dead letters
 -- ARGV: group, consumer, most entries, most records, most bytes, 1 if the first must be given whatever its size; of the dead
---       letters: stream name, retention in ms, at most how many
--- Answers {{id, {field, value, …}, delivery attempt}, …}; an entry without fields could not be read and is left pending
+--       letters: stream name, retention in ms, at most how many; the default ack deadline in ms and max deliveries
+-- Answers {{id, {field, value, …}, delivery attempt}, …}
 local log, settings = KEYS[1], KEYS[2]
 local group, consumer = ARGV[1], ARGV[2]
 local entries_left, records_left, bytes_left, at_least_one = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'

@@ -11,11 +11,13 @@ local found = {}
 local longest_ttl = 0
 for _, member in ipairs(members) do
   local log = log_prefix .. member
-  local last = last_entry(log)
-  if not last or last.fields.s then
+  local entry = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  local readable, last = pcall(function() return entry and decoded(entry) end)
+  -- What the scripts did not write must not keep the others from being found.
+  if readable and (not last or last.fields.s) then
     redis.call('ZREM', open_index, member)
     redis.call('HDEL', kept_alive, member)
-  else
+  elseif readable then
     local kept_ms = tonumber(redis.call('HGET', kept_alive, member) or 0)
     local heard_ms = math.max(tonumber(last.fields.t), kept_ms)
     found[#found + 1] = {member, last.incarnation .. '-' .. whole(last.sequence), whole(heard_ms)}
