@@ -40,7 +40,7 @@ _Message = TypeVar("_Message")
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     # As the real bridge: clients may ping every 10 s.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "clients" / "node"
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 _INSTALL_SECONDS = 240.0
 
 Line = dict[str, Any]
@@ -87,13 +87,23 @@ class NodeProgram:
             return (await self.process.stderr.read()).decode()
 
 
-@asynccontextmanager
-async def node(program: str, *arguments: str) -> AsyncIterator[NodeProgram]:
+def node(program: str, *arguments: str) -> AbstractAsyncContextManager[NodeProgram]:
     """Runs a program; at the end it is gone."""
-    command = ["node", str(FOLDER / program), *arguments]
+    return _running(str(FOLDER / program), *arguments)
+
+
+def node_script(code: str) -> AbstractAsyncContextManager[NodeProgram]:
+    """Runs a module that is in no file, with the packages of the programs; at the end it is gone."""
+    return _running("--input-type=module", "--eval", code)
+
+
+@asynccontextmanager
+async def _running(*command: str) -> AsyncIterator[NodeProgram]:
     pipe = subprocess.PIPE
     # A message with a whole answer is one line.
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, limit=2**24)
+    process = await asyncio.create_subprocess_exec(
+        "node", *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=2**24, cwd=FOLDER
+    )
     try:
         yield NodeProgram(process)
     finally:

@@ -233,7 +233,9 @@ class GroupMembership(_message.Message):
     acknowledgement: Global___Acknowledgement.ValueType
     """Who settles."""
     max_outstanding_tokens: _builtins.int
-    """How many tokens may be delivered and not settled, up to 1,000,000; 0 means 1,000. An entry with more comes alone."""
+    """How many tokens may be delivered and not settled, up to 1,000,000; 0 means 1,000. An entry with more comes alone. What
+    was forgotten counts, too, after its deadline, until another member gets it: reject what failed, or end the call.
+    """
     max_outstanding_bytes: _builtins.int
     """How many bytes of entries may be delivered and not settled, up to 64 MiB; 0 means 1 MiB. A larger entry comes alone."""
     ack_deadline_ms: _builtins.int
@@ -300,7 +302,9 @@ class SubscribeResponse(_message.Message):
 
     @_builtins.property
     def ack_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """To a member that acknowledges explicitly: names this delivery of each entry in this message, in order. Opaque."""
+        """To a member that acknowledges explicitly: names this delivery of each entry in this message, in order. Opaque. Which
+        tokens are of which entry is not told: settle all of a message together.
+        """
 
     def __init__(
         self,
@@ -462,8 +466,8 @@ class ProduceManyRequest(_message.Message):
 
     @_builtins.property
     def stops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers of writers that are done, and free for others; looked at after the appends. The streams stay as they are. Unknown
-        numbers are no error.
+        """Numbers of writers that are done, and free for others; looked at after the appends. The streams stay as they are, and nothing
+        answers. Unknown numbers are no error.
         """
 
     def __init__(
@@ -492,7 +496,7 @@ class WriterStart(_message.Message):
     PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
     writer: _builtins.int
-    """The writer's number on this call: any that is not in use."""
+    """The writer's number on this call: any that is not started, or was stopped since."""
     producer_epoch: _builtins.int
     """As in ProduceRequest."""
     producer_id: _builtins.str
@@ -533,7 +537,7 @@ class WriterAppend(_message.Message):
     first_sequence: _builtins.int
     """As in ProduceRequest."""
     append_id: _builtins.int
-    """Names this append in its receipt: any number."""
+    """Names this append in its receipt, which names nothing else: any number, best one that no other append of the call has."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_token_pb2.Token]:
         """The tokens, in order. May be empty when there is a completion."""
@@ -575,7 +579,7 @@ class ProduceManyResponse(_message.Message):
 
     @_builtins.property
     def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriterEnd]:
-        """Writers whose stream takes nothing more from them."""
+        """Writers whose stream takes nothing more from them, though they did not complete it themselves."""
 
     def __init__(
         self,
@@ -633,7 +637,7 @@ Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
 class WriterEnd(_message.Message):
-    """Tells that a writer can append no more."""
+    """Tells that a writer can append no more. Its number stays in use until it is stopped."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -673,7 +677,7 @@ class Failure(_message.Message):
     message: _builtins.str
     """Its message."""
     status_details: _builtins.bytes
-    """Its details: an encoded google.rpc.Status, as in the trailer `grpc-status-details-bin`."""
+    """Its details: an encoded google.rpc.Status, as in the trailer `grpc-status-details-bin`. Empty with code 0."""
     def __init__(
         self,
         *,
@@ -739,8 +743,8 @@ class SubscriptionStart(_message.Message):
     been told so.
     """
     credit_bytes: _builtins.int
-    """How many bytes of messages may come before more credit is given: as long as some is left, a message may come, also one
-    that is larger. 0: any number; then only the call's flow control holds this subscription, and with it all others.
+    """How many bytes of messages (the encoded size of each Delivery.message) may come before more credit is given: as long as some
+    is left, a message may come, also one that is larger, which is counted in full. 0: any number; then only the call's flow control holds this subscription, and with it all others.
     """
     @_builtins.property
     def request(self) -> Global___SubscribeRequest:

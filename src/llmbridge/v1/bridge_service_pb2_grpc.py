@@ -105,8 +105,9 @@ class BridgeServiceServicer:
         completion is the last and the call then ends OK. A stream that does not exist yet is waited for. The call's initial metadata is sent as soon as
         it is attached, that is, before there is anything to read; a message with nothing but a cursor is a heartbeat.
 
-        Resuming: keep the `cursor` of the last message you handled and give it as `after_cursor`, at any instance of the
-        bridge, after whatever broke: nothing is lost and nothing comes twice. After the end it returns OK without a message.
+        Resuming: keep the `cursor` of the last message you handled and give it as `after_cursor` (in place of a position), at
+        any instance of the bridge, after whatever broke: nothing is lost and nothing comes twice. After the end it returns OK
+        without a message.
 
         Failures: OUT_OF_RANGE RESTARTED, TRIMMED, LOST, REWRITTEN or EXPIRED: history between the cursor and the present is gone; decide whether
         to go on from `earliest_cursor`, and tell the person. It may also come in the middle of a call. UNAVAILABLE: resume with backoff; when the
@@ -126,9 +127,12 @@ class BridgeServiceServicer:
         cancelled, sealed or taken over is told as it happens, without waiting for an append (best effort: the next append is told
         for certain).
 
-        The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, flow control holds
-        the client. A message may have 4,096 appends and 3 MiB, a call 16,384 writers. When the client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of
-        appends without a receipt is unknown: send them again, with the same numbers, on another call.
+        The call has no heartbeats, and that it is open is no sign of life of its producers (see KeepAlive).
+
+        The bridge reads on while less than 4,096 appends and 8 MiB of them are without a receipt; beyond that, and while the client
+        does not read, flow control holds the client. A message may have 4,096 appends and 3 MiB, a call 16,384 writers. When the
+        client has said all, and every receipt is sent, the call ends OK. When the call breaks, the outcome of appends without a
+        receipt is unknown: send them again, with the same numbers, on another call.
 
         Failures, of the call as a whole: INVALID_ARGUMENT for what is no request of this kind; RESOURCE_EXHAUSTED for more of
         something than may be; UNAVAILABLE DRAINING: open another. All of them come after the receipts of what was taken.

@@ -25,7 +25,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT. A field is missing, malformed or out of range; the message says what to change.
+    """INVALID_ARGUMENT. A field is missing, malformed or out of range; the message says what to change. `field` is its path in the
+    request (of Produce and Subscribe, also where it came as an append or a subscription).
         {"field": "stream.session_id"}
     """
     ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 2
@@ -52,7 +53,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_SEQUENCE_CONFLICT: _ErrorReason.ValueType  # 7
     """FAILED_PRECONDITION. The request's sequence numbers are stored already, with other content. A producer reused
-    numbers: a defect in the client, never repaired by trying again.
+    numbers: a defect in the client, never repaired by trying again. `sequence` is the request's first, or its completion's.
         {"sequence": "4"}
     """
     ERROR_REASON_RESTARTED: _ErrorReason.ValueType  # 8
@@ -137,13 +138,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reasons of errors. Every error of the bridge carries a google.rpc.ErrorInfo in its status details: `domain` is
     "llmbridge", `reason` is one of these names, `metadata` as told with each. Where trying again helps there is a
-    google.rpc.RetryInfo too: wait that long (plus jitter), then send the same request.
+    google.rpc.RetryInfo too: wait that long (plus jitter), then send the same request. An error without ErrorInfo is not the
+    bridge's but of the network or the gRPC library: take it, whatever its code, for a broken connection.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT. A field is missing, malformed or out of range; the message says what to change.
+"""INVALID_ARGUMENT. A field is missing, malformed or out of range; the message says what to change. `field` is its path in the
+request (of Produce and Subscribe, also where it came as an append or a subscription).
     {"field": "stream.session_id"}
 """
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 2
@@ -170,7 +173,7 @@ ERROR_REASON_COMPLETED: ErrorReason.ValueType  # 6
 """
 ERROR_REASON_SEQUENCE_CONFLICT: ErrorReason.ValueType  # 7
 """FAILED_PRECONDITION. The request's sequence numbers are stored already, with other content. A producer reused
-numbers: a defect in the client, never repaired by trying again.
+numbers: a defect in the client, never repaired by trying again. `sequence` is the request's first, or its completion's.
     {"sequence": "4"}
 """
 ERROR_REASON_RESTARTED: ErrorReason.ValueType  # 8

@@ -61,7 +61,9 @@ class WatchStreamsRequest(_message.Message):
     consumer: _builtins.str
     """The member's name, shown by ListConsumers; empty means a random one."""
     max_outstanding_events: _builtins.int
-    """How many events may be delivered and not acknowledged, up to 10,000; 0 means 100."""
+    """How many events may be delivered and not acknowledged, up to 10,000; 0 means 100. What was forgotten counts, too, as in
+    GroupMembership.
+    """
     ack_deadline_ms: _builtins.int
     """The group's deadline for acknowledging an event; as in GroupMembership."""
     max_deliveries: _builtins.int
