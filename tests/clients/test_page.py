@@ -11,6 +11,8 @@ from llmbridge.v1.token_pb2 import FINISH_REASON_ERROR, Completion
 from tests.support.browser import chromium
 from tests.support.calls import STOP, produce, ref
 from tests.support.fake_model import FakeModel, fake_model, text
+from tests.support.model_endpoint import document, model_endpoint
+from tests.support.proxy import local, proxy_to
 from tests.support.running_bridge import RunningBridge
 from tests.support.running_gateway import RunningGateway, running_gateway
 
@@ -200,6 +202,65 @@ async def test_an_answer_that_failed_says_so_once(bridge: RunningBridge, gateway
     assert await page.text_content("#news") == "The answer failed: the model fell over"
 
 
+async def test_a_lost_connection_is_told_and_that_it_is_back(
+    bridge: RunningBridge, gateway: RunningGateway, browser: Any
+) -> None:
+    # A tab of its own: the browser itself notes each connection that breaks as an error.
+    tab = await browser.new_page()
+    tab.set_default_timeout(PATIENCE_MS)
+    async with proxy_to(local(gateway.port)) as network:
+        await tab.goto(network.url + ADDRESS)
+        await shows(tab, "#ask-note", "tiny")
+        await shows(tab, "#news", "Waiting for the first token. The stream may not have begun yet.")
+        await produce(bridge.bridge, STREAM, "one ")
+        for letter in "ab":
+            await shows(tab, f"#state-{letter}", "reading: 1 token")
+        assert await tab.text_content("#news") == "Reading."
+        network.refuse()
+        network.reset_all()
+        await shows(tab, "#news", "Both readers lost their connection and try again.")
+        await tab.click("#ask button")
+        await shows(tab, "#news", "the gateway can't be reached")
+        await produce(bridge.bridge, STREAM, "two")
+        await network.accept()
+        await shows(tab, "#news", "is back and goes on after token 1.")
+        await produce(bridge.bridge, STREAM, completion=STOP)
+        await shows(tab, "#news", "Both readers have the same 2 tokens.")
+
+
+async def test_a_question_that_waits_for_a_connection_says_why(
+    gateway: RunningGateway, model: FakeModel, page: Any
+) -> None:
+    # As where other tabs have all the connections that the browser makes.
+    free = asyncio.Event()
+
+    async def wait(route: Any) -> None:
+        await free.wait()
+        await route.continue_()
+
+    await page.route("**/chat/start", wait)
+    model.answers.append(text("Here."))
+    await page.goto(gateway.url)
+    await shows(page, "#ask-note", "tiny")
+    await page.click("#ask button")
+    await shows(page, "#news", "six connections")
+    free.set()
+    await shows(page, "#news", "Both readers have the same 1 token.")
+
+
+async def test_going_back_to_the_address_without_a_stream_shows_none(
+    bridge: RunningBridge, gateway: RunningGateway, page: Any
+) -> None:
+    await produce(bridge.bridge, STREAM, "one", completion=STOP)
+    await page.goto(gateway.url)
+    await page.fill("#session", "s/1")
+    await page.click("#play button")
+    await shows(page, "#news", "Both readers have the same 1 token.")
+    await page.go_back()
+    await shows(page, "#state-b", "idle")
+    assert await both(page) == ("", "")
+
+
 async def test_on_a_small_screen_nothing_is_cut_off_and_the_answer_is_seen(
     bridge: RunningBridge, gateway: RunningGateway, page: Any
 ) -> None:
@@ -243,6 +304,30 @@ async def test_without_a_model_server_the_page_says_so(bridge: RunningBridge, pa
         assert await page.is_disabled("#ask button")
 
 
+async def test_without_a_models_name_the_model_servers_first_is_asked(bridge: RunningBridge, page: Any) -> None:
+    listed = {"object": "list", "data": [{"id": "first"}, {"id": "second"}]}
+    async with (
+        model_endpoint(document("200 OK", listed)) as endpoint,
+        running_gateway(bridge.address, upstream_url=f"{endpoint.url}/v1") as gateway,
+    ):
+        await page.goto(gateway.url)
+        await shows(page, "#ask-note", "first")
+        async with page.expect_request("**/chat/start") as asked:
+            await page.click("#ask button")
+        assert (await asked.value).post_data_json["modelId"] == "first"
+        await shows(page, "#state-b", "failed")
+
+
+async def test_a_model_server_without_models_is_told(bridge: RunningBridge, page: Any) -> None:
+    async with (
+        model_endpoint(document("200 OK", {"object": "list", "data": []})) as endpoint,
+        running_gateway(bridge.address, upstream_url=f"{endpoint.url}/v1") as gateway,
+    ):
+        await page.goto(gateway.url)
+        await shows(page, "#ask-note", "LLMBRIDGE_UPSTREAM_MODEL")
+        assert await page.is_disabled("#ask button")
+
+
 async def test_the_pages_files_may_load_nothing_from_elsewhere(gateway: RunningGateway) -> None:
     for name in ("", "page/page.js", "page/reader.js", "page/page.css", "page/icon.svg"):
         response = await gateway.http.get(f"/{name}")
@@ -250,6 +335,7 @@ async def test_the_pages_files_may_load_nothing_from_elsewhere(gateway: RunningG
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
+        assert {"base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"} <= set(policy.split("; "))
         assert response.headers["x-content-type-options"] == "nosniff"
         again = await gateway.http.get(f"/{name}", headers={"if-none-match": response.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")

@@ -141,8 +141,11 @@ async def test_a_bridge_that_is_away() -> None:
         alias = await read_to_end(gateway.http, "/sse/stream/s", modelId="m", responseId="r")
         assert (alias.names, len(alias.retries)) == ([], 1)
         program = await gateway.http.get(events_path())
-        assert program.status_code == 503
+        assert (program.status_code, program.headers["retry-after"]) == (503, "1")
         assert program.json()["code"] == 14
+        assert program.json()["message"] == "the bridge can't be reached, or does not answer"
+        asked = await gateway.http.get("/v1/sessions/s/streams")
+        assert (asked.status_code, asked.headers["retry-after"]) == (503, "1")
 
 
 async def test_a_full_bridge_is_come_back_to(shared_redis: RedisProcess, key_prefix: str) -> None:
@@ -155,7 +158,7 @@ async def test_a_full_bridge_is_come_back_to(shared_redis: RedisProcess, key_pre
         page = await read_to_end(gateway.http, events_path())
         assert (page.names, len(page.retries)) == ([], 1)
         program = await gateway.http.get(events_path())
-        assert program.status_code == 429
+        assert (program.status_code, program.headers["retry-after"]) == (429, "1")
 
 
 async def test_heartbeats_are_comments(shared_redis: RedisProcess, key_prefix: str) -> None:

@@ -68,7 +68,10 @@ def test_an_error_keeps_its_reason_metadata_and_delay() -> None:
 )
 def test_what_has_no_reason_has_its_status(error: Unavailable, status: int, code: int) -> None:
     problem = problem_of(error)
-    assert (problem.status, problem.body["code"], problem.body["details"]) == (status, code, [])
+    assert (problem.status, problem.body["code"]) == (status, code)
+    retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"}
+    assert problem.body["details"] == ([retry] if status == 503 else [])
+    assert problem.headers == ({"retry-after": "1"} if status == 503 else {})
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1.0, "1s"), (10.0, "10s"), (0.001, "0.001s"), (1.5, "1.5s")])

@@ -132,7 +132,7 @@ def reading_problem(error: ClientError) -> Problem:
     """Translate what reading raised, with the field's name that browsers know."""
     if isinstance(error, InvalidRequest) and error.field == "after_cursor":
         return invalid_field("cursor", error.message.replace("after_cursor", "cursor", 1))
-    problem = problem_of(error)
+    problem = problem_of(error, passes=passes(error))
     if isinstance(error, HistoryLost):
         problem.message = problem.message.replace("after_cursor", "cursor")
     return problem

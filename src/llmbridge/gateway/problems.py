@@ -32,6 +32,8 @@ _HTTP_STATUSES: Mapping[grpc.StatusCode, int] = {
 
 _TYPE_PREFIX = "type.googleapis.com/google.rpc."
 _DOMAIN = "llmbridge"
+_RETRY_SECONDS = 1.0
+_UNREACHABLE = "the bridge can't be reached, or does not answer"
 
 
 def http_status_of(code: grpc.StatusCode) -> int:
@@ -86,23 +88,27 @@ def invalid_field(field: str, message: str) -> Problem:
     return Problem(grpc.StatusCode.INVALID_ARGUMENT, message, details=[error_info("INVALID_FIELD", {"field": field})])
 
 
-def problem_of(error: ClientError) -> Problem:
-    """Translate what a call to the bridge raised."""
-    if isinstance(error, ClientClosed):
-        code = grpc.StatusCode.UNAVAILABLE
-    elif isinstance(error, Unavailable):
+def problem_of(error: ClientError, *, passes: bool = False) -> Problem:
+    """Translate what a call to the bridge raised. `passes`: it says when to try again, also if the bridge did not."""
+    retry_delay = error.retry_delay
+    if isinstance(error, (ClientClosed, Unavailable)):
         # Broken connections have many codes; for the caller they all mean: try again.
         code = grpc.StatusCode.UNAVAILABLE
+        passes = True
     else:
         code = error.code or grpc.StatusCode.INTERNAL
+    if passes:
+        retry_delay = retry_delay or _RETRY_SECONDS
     details = []
     headers = {}
     if error.reason:
         details.append(error_info(error.reason, error.metadata))
-    if error.retry_delay > 0:
-        details.append(retry_info(error.retry_delay))
-        headers["retry-after"] = str(ceil(error.retry_delay))
-    return Problem(code, error.message, details=details, headers=headers)
+    if retry_delay > 0:
+        details.append(retry_info(retry_delay))
+        headers["retry-after"] = str(ceil(retry_delay))
+    # What grpc says of a connection that broke names the bridge's address, which is nothing for strangers.
+    is_grpcs = code is grpc.StatusCode.UNAVAILABLE and not error.reason
+    return Problem(code, _UNREACHABLE if is_grpcs else error.message, details=details, headers=headers)
 
 
 def response_of(problem: Problem) -> JSONResponse:

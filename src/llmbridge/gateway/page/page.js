@@ -1,13 +1,15 @@
 // The page: starts answers, plays streams by name in two readers, and says what happens to them.
 
-import { Reader } from "./reader.js";
+import { LOST, Reader } from "./reader.js";
 
 const CUT_MS = 3000;
+const SLOW_MS = 3000;
 const LETTERS = ["a", "b"];
 const byId = (id) => document.getElementById(id);
 
 let readers = [];
 let shown = null;
+let model = "";
 
 function tell(message, tone = "") {
   byId("news").textContent = message;
@@ -20,10 +22,18 @@ async function call(method, path, body) {
     options.headers["content-type"] = "application/json";
     options.body = JSON.stringify(body);
   }
-  const response = await fetch(path, options);
+  const slow = setTimeout(
+    () => tell("No answer yet. All tabs share six connections, and each takes two."),
+    SLOW_MS,
+  );
+  const response = await fetch(path, options)
+    .catch(() => {
+      throw new Error("the gateway can't be reached");
+    })
+    .finally(() => clearTimeout(slow));
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) {
-    throw new Error(answer.message ?? `the bridge answered ${response.status}`);
+    throw new Error(answer.message ?? answer.error?.message ?? `the bridge answered ${response.status}`);
   }
   return answer;
 }
@@ -70,7 +80,7 @@ function show(stream) {
     byId(part).value = stream[part];
   }
   readers = LETTERS.map((letter) => new Reader(byId(`text-${letter}`), (...change) => onChange(letter, ...change)));
-  tell("Reading.");
+  tell("Connecting.");
   readers.forEach((reader) => reader.open(`${pathOf(stream)}/events`));
 }
 
@@ -86,10 +96,8 @@ function onChange(letter, reader, before) {
   setDisabled(byId(`cut-${letter}`), isOver || !reader.isReading);
   setDisabled(byId("stop"), readers.every((one) => ["complete", "failed"].includes(one.state)));
   const name = `Reader ${letter.toUpperCase()}`;
-  if (reader.state !== before && reader.state === "cut off") {
-    tell(`${name} is cut off after ${count(reader.tokens)}, for ${CUT_MS / 1000} s.`);
-  } else if (reader.state === "reading" && before === "connecting" && reader.cuts) {
-    tell(`${name} is back and goes on after token ${reader.tokens}.`);
+  if (reader.state !== before && CHANGES[reader.state]) {
+    tell(CHANGES[reader.state](name, reader, before));
   } else if (reader.finishReason === "error") {
     tell(`The answer failed: ${reader.problem}`, "bad");
   } else if (reader.problem) {
@@ -99,6 +107,18 @@ function onChange(letter, reader, before) {
     compare();
   }
 }
+
+// What is told when a reader comes into a state.
+const CHANGES = {
+  waiting: () => "Waiting for the first token. The stream may not have begun yet.",
+  reading: (name, reader, before) =>
+    before === "waiting" ? "Reading." : `${name} is back and goes on after token ${reader.tokens}.`,
+  "cut off": (name, reader) => `${name} is cut off after ${count(reader.tokens)}, for ${CUT_MS / 1000} s.`,
+  [LOST]: (name) =>
+    readers.every((one) => one.state === LOST)
+      ? "Both readers lost their connection and try again."
+      : `${name} lost its connection and tries again.`,
+};
 
 function count(tokens) {
   return `${tokens} ${tokens === 1 ? "token" : "tokens"}`;
@@ -142,7 +162,7 @@ byId("ask").addEventListener("submit", (event) => {
   attempt(async () => {
     tell("Asking.");
     const session = `page-${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
-    const answer = await call("POST", "/chat/start", { sessionId: session, prompt: byId("prompt").value });
+    const answer = await call("POST", "/chat/start", { sessionId: session, modelId: model, prompt: byId("prompt").value });
     goTo({ session: answer.sessionId, model: answer.modelId, response: answer.responseId });
   });
 });
@@ -170,10 +190,19 @@ function showNamed() {
   }
 }
 
-addEventListener("hashchange", showNamed);
+// Gives the note beside the button; without `model` there is none to ask.
+async function findModel() {
+  const { model: set } = await call("GET", "/page/model.json");
+  if (set === null) {
+    return "No model is set (LLMBRIDGE_UPSTREAM_URL).";
+  }
+  model = set || (await call("GET", "/v1/models")).data[0]?.id || "";
+  return model || "The model server names no model (LLMBRIDGE_UPSTREAM_MODEL).";
+}
+
+addEventListener("hashchange", () => (fromHash() === null ? location.reload() : showNamed()));
 showNamed();
 attempt(async () => {
-  const { model } = await call("GET", "/page/model.json");
-  byId("ask").querySelector("fieldset").disabled = model === null;
-  byId("ask-note").textContent = model === null ? "No model is set (LLMBRIDGE_UPSTREAM_URL)." : model;
+  byId("ask-note").textContent = await findModel();
+  byId("ask").querySelector("fieldset").disabled = !model;
 });

@@ -1,6 +1,7 @@
 // One reader of a stream: an EventSource, what it received, and the check that it received everything once, in order.
 // Knows nothing of the page but the element that it writes into.
 
+export const LOST = "connection lost, trying again";
 const KINDS = ["content", "reasoning", "toolCall", "json"];
 
 function textOf(token, kind) {
@@ -71,7 +72,7 @@ export class Reader {
     const source = new EventSource(url);
     this.#source = source;
     this.#change("connecting");
-    source.addEventListener("connected", () => this.#change("reading"));
+    source.addEventListener("connected", () => this.#change(this.tokens ? "reading" : "waiting"));
     for (const name of ["token", "complete", "message"]) {
       source.addEventListener(name, (event) => this.#take(event));
     }
@@ -82,7 +83,7 @@ export class Reader {
         this.#leave();
         this.#fail("the bridge refused the connection");
       } else {
-        this.#change("connection lost, trying again");
+        this.#change(LOST);
       }
     });
   }
