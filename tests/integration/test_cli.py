@@ -125,6 +125,20 @@ async def test_a_silent_producer_learns_at_once_that_its_stream_was_cancelled(br
     assert read.err.startswith("llmbridge: s/m: cancelled; enough; cursor ")
 
 
+async def test_a_producer_outlives_an_operator_who_ends_its_watching(bridge: RunningBridge, client: Client) -> None:
+    """It also reads its stream, to notice another end: that is a connection like any other."""
+    async with running("produce", "s", "m", "--address", bridge.address) as producer:
+        await producer.feed(b"half ")
+        async with asyncio.timeout(SECONDS):
+            while not (found := [one.id async for one in client.connections.list("s")]):
+                await asyncio.sleep(0.02)
+        await client.connections.disconnect(found[0])
+        await producer.feed(b"whole")
+        producer.end_input()
+        assert (await producer.done()).code == 0
+    assert "".join(token.text for token in await tokens_of(client, "s", "m")) == "half whole"
+
+
 async def test_a_producer_writes_a_deleted_stream_anew(bridge: RunningBridge, client: Client) -> None:
     """From its side that is the same as a Redis that has lost everything; and it still notices a cancel."""
     where = ("s", "m", "--address", bridge.address)

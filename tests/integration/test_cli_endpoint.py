@@ -104,6 +104,16 @@ async def test_an_endpoint_that_fails_ends_the_stream_with_an_error(bridge: Runn
     assert "answered 401" in end.completion.error_message
 
 
+async def test_a_key_that_can_not_be_sent_is_told_and_not_shown(bridge: RunningBridge) -> None:
+    done = await run(
+        *("produce", "s", "m", "--prompt", "x", "--openai-base-url", "http://127.0.0.1:1/v1"),
+        *("--address", bridge.address),
+        OPENAI_API_KEY=f"{KEY}–",
+    )
+    assert done.code == 3
+    assert done.err == "llmbridge: the key, the address, the model's name or the prompt has what can't be sent\n"
+
+
 async def test_an_answer_that_ends_without_a_reason_is_an_error(bridge: RunningBridge) -> None:
     endpoint = Endpoint(HEAD + chunk("half") + b"data: [DONE]\n\n")
     async with tcp_server(endpoint.serve) as port:

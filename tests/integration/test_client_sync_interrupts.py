@@ -30,6 +30,19 @@ with Client(sys.argv[1]) as client, client.write("s", "m", "r", close_timeout=fl
     writer.text("b")
     writer.flush()
 """
+PIPING = """
+import sys, time
+from llmbridge.client.sync import Client
+def said():
+    try:
+        yield "a"
+        print("read on", flush=True)
+        time.sleep(60)
+    finally:
+        print("closed", file=sys.stderr)
+with Client(sys.argv[1]) as client:
+    client.pipe(said(), "s", "m", "r")
+"""
 
 
 @pytest.fixture
@@ -124,3 +137,12 @@ async def test_a_writer_whose_bridge_hangs_is_interrupted_all_the_same(bridge: F
     errors = await interrupted(WRITE, bridge, "stored\n", 2, "1")
     assert "could not be stored" in errors
     assert KEY in bridge.logs
+
+
+async def test_a_pipe_whose_source_is_silent_is_interrupted_and_gives_the_stream_its_end(bridge: FakeBridge) -> None:
+    errors = await interrupted(PIPING, bridge, "read on\n", 1)
+    assert errors.startswith("closed\n")
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert bridge.log.text == "a"
+    assert bridge.log.completion is not None
+    assert bridge.log.completion.error_message == "producer cancelled"

@@ -5,7 +5,7 @@ import io
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -22,22 +22,28 @@ from llmbridge.client.adapters import openai_records
 from llmbridge.server.embedded_redis import EmbeddedRedisError, find_redis_server
 from llmbridge.v1.token_pb2 import Completion, Token
 from tests.support.event_stream import read_to_end
+from tests.support.model_endpoint import chat_answer, model_endpoint
 from tests.support.processes import ended
 
 pytest.importorskip("openai", reason="the extra 'openai' is not installed")
 
 
-def missing() -> str:
+def missing(*finders: Callable[[], object]) -> str:
     try:
-        find_model()
-        find_redis_server()
+        for find in finders:
+            find()
     except (ModelServerError, EmbeddedRedisError) as error:
         return str(error)
     return ""
 
 
-MISSING = missing()
-needs_everything = pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")
+def needs(*finders: Callable[[], object]) -> pytest.MarkDecorator:
+    reason = missing(*finders)
+    return pytest.mark.skipif(bool(reason), reason=reason or "all is there")
+
+
+needs_redis = needs(find_redis_server)
+needs_everything = needs(find_redis_server, find_model)
 QUICK = DemoOptions(max_tokens=160, cut_after=20, down_seconds=0.1, page=False)
 
 
@@ -90,17 +96,23 @@ async def test_the_page_shows_the_answer_while_it_comes() -> None:
     assert running.result() == PASSED, out.getvalue()
 
 
-@needs_everything
-async def test_a_wrong_text_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def misheard(at: int) -> Callable[..., AsyncIterator[Token | Completion]]:
+    """Records of which the one with this number is another than the endpoint sent."""
+
     async def mishear(chunks: Any, **options: Any) -> AsyncIterator[Token | Completion]:
         number = 0
         async for record in openai_records(chunks, **options):
             number += 1
-            if isinstance(record, Token) and number == 30:
+            if isinstance(record, Token) and number == at:
                 record.text += "!"
             yield record
 
-    monkeypatch.setattr(openai_source, "openai_records", mishear)
+    return mishear
+
+
+@needs_everything
+async def test_a_wrong_text_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_source, "openai_records", misheard(at=30))
     code, shown = await run()
     assert code == FAILED
     assert shown.splitlines()[-1] == "FAIL"
@@ -109,10 +121,42 @@ async def test_a_wrong_text_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_everything
-async def test_an_answer_too_short_to_be_cut_fails_it() -> None:
+async def test_a_short_answer_is_asked_for_again_and_cut_earlier() -> None:
     code, shown = await run(DemoOptions(max_tokens=10, cut_after=20, page=False))
+    assert code == PASSED, shown
+    assert (
+        "the answer ended after 10 tokens, before the connection was to be cut: asking again, to cut after 5" in shown
+    )
+    assert "✗" not in shown
+
+
+def answer(*texts: str) -> list[bytes]:
+    said = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in texts]
+    end = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "tiny"}
+    return chat_answer(*({**head, "choices": [choice]} for choice in (*said, end)))
+
+
+@needs_redis
+@pytest.mark.parametrize(("texts", "questions"), [(["a"], {1}), (["a", "b", "c"], {2, 3})])
+async def test_an_answer_too_short_to_be_cut_is_no_failure(texts: list[str], questions: set[int]) -> None:
+    async with model_endpoint(*answer(*texts)) as endpoint:
+        code, shown = await run(DemoOptions(base_url=f"{endpoint.url}/v1", model="tiny", page=False))
+    assert code == PASSED, shown
+    assert shown.splitlines()[-1] == "PASS"
+    assert len(endpoint.asked) in questions
+    if questions == {1}:
+        assert "– reader B: not cut in the middle, resumed on a new connection: the answer ended after 1 tok" in shown
+
+
+@needs_redis
+async def test_a_wrong_text_fails_it_however_short_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_source, "openai_records", misheard(at=1))
+    async with model_endpoint(*answer("a", "b")) as endpoint:
+        code, shown = await run(DemoOptions(base_url=f"{endpoint.url}/v1", model="tiny", page=False))
     assert code == FAILED
-    assert "the answer ended after 10 tokens, before the connection was to be cut" in shown
+    assert shown.splitlines()[-1] == "FAIL"
+    assert len(endpoint.asked) == 1
 
 
 @needs_everything

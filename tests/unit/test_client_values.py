@@ -86,13 +86,20 @@ def test_waits_grow_within_bounds(
         delay = backoff.next_delay(minimum)
         assert delay >= minimum
         assert delay >= full / 2 or math.isclose(delay, full / 2)
-        assert delay <= max(full, minimum + full / 2) or math.isclose(delay, max(full, minimum + full / 2))
+        most = max(minimum, full / 2) + max(minimum, full) / 2
+        assert delay <= most or math.isclose(delay, most)
     backoff.reset()
     assert first / 2 <= backoff.next_delay() <= first
 
 
 def test_waits_differ() -> None:
     assert len({Backoff(RetryPolicy()).next_delay() for _ in range(20)}) > 1
+
+
+def test_waits_that_the_bridge_asks_all_for_differ_as_much() -> None:
+    policy = RetryPolicy(first_delay=0.05)
+    shortest, longest = (Backoff(policy, choose).next_delay(0.5) for choose in (min, max))
+    assert (shortest, longest) == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(

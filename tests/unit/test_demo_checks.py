@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmbridge.cli.demo_checks import Reading, Receipt, Said, check_reading, figures
+from llmbridge.cli.demo_checks import Outcome, Reading, Receipt, Said, figures
 from llmbridge.v1.token_pb2 import FINISH_REASON_ERROR, FINISH_REASON_LENGTH, FINISH_REASON_STOP, Completion, Token
 
 WORDS = ["The", " cat", " sat", " on", " the", " mat"]
@@ -36,13 +36,21 @@ def resumed() -> Reading:
     return reading
 
 
-def problems(reading: Reading, *, expect_cut: bool = False, of: Said | None = None) -> list[str]:
-    return [check.problem for check in check_reading(of or said(), reading, expect_cut=expect_cut) if not check.passed]
+def problems(reading: Reading, *, of: Said | None = None) -> list[str]:
+    """What is wrong with a reading, whichever reader's it is."""
+    outcome = Outcome(of or said(), reading, reading)
+    one, other = ([check.problem for check in checks if not check.passed] for _, _, checks in outcome.results)
+    assert one == other
+    assert outcome.is_right is not bool(one)
+    return one
 
 
 def test_faultless_readings_pass() -> None:
     assert problems(steady()) == []
-    assert problems(resumed(), expect_cut=True) == []
+    outcome = Outcome(said(), steady(), resumed())
+    assert outcome.is_right
+    assert outcome.was_cut.passed
+    assert [len(checks) for _, _, checks in outcome.results] == [3, 4]
 
 
 def change_text(reading: Reading) -> None:
@@ -139,12 +147,15 @@ def test_reasoning_is_compared_apart_from_the_text() -> None:
         (11.2, [9.0, 11.5], "the reader had the whole answer before its connection was cut"),
     ],
 )
-def test_a_reading_without_a_real_cut_does_not_pass_for_one(
+def test_a_reading_without_a_real_cut_is_right_and_does_not_pass_for_one(
     cut_at: float | None, connected_at: list[float], problem: str
 ) -> None:
     reading = steady()
     reading.cut_at, reading.connected_at = cut_at, connected_at
-    assert problems(reading, expect_cut=True) == [problem]
+    outcome = Outcome(said(), steady(), reading)
+    assert outcome.was_cut.problem == problem
+    assert outcome.was_cut not in outcome.results[1][2]
+    assert outcome.is_right
 
 
 def test_figures_of_a_steady_reading() -> None:

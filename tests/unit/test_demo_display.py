@@ -99,3 +99,9 @@ def test_one_failed_check_fails_all_and_says_why(problem: str, verdict: str) -> 
     assert problem in printed(out)
     assert "12.5 ms" in printed(out)
     assert "240.0 ms" in printed(out)
+
+
+def test_what_was_not_shown_is_told_and_fails_nothing() -> None:
+    out = console(terminal=False)
+    show_result(out, [("A", FIGURES, [Check("order", "")])], not_shown="B: not cut: too short")
+    assert printed(out).splitlines()[-2:] == ["– B: not cut: too short", "PASS"]

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from llmbridge import __version__
+from llmbridge.cli.standard_streams import open_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ for _listed in COMMANDS.values():
 
 def main() -> None:
     """Run the command line."""
+    open_missing()
     app()
 
 

@@ -5,13 +5,12 @@ from typing import Annotated
 import typer
 
 from llmbridge.cli.errors import say
-from llmbridge.cli.messages import moment, show_messages
+from llmbridge.cli.messages import list_messages, moment, show_messages
 from llmbridge.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout, ask_bridge, check_text
 from llmbridge.cli.tables import Column
-from llmbridge.client import Client
 from llmbridge.v1 import connection_service_pb2 as pb
 
-_LARGEST_PAGE = 1_000
+_MOST_SESSIONS = 1_000
 
 app = typer.Typer(
     name="connections",
@@ -41,18 +40,20 @@ def list_(
     In a pipe: a line each with the tab-separated columns id, session, model, response, transport, peer, since (ms),
     last activity (ms), state, cursor, lag, group, consumer.
     """
-    # One more than is shown, to know whether there is more.
-    found = ask_bridge(address, timeout, lambda client: _listed(client, session, limit + 1))
-    show_messages(found[:limit], _COLUMNS, as_json=as_json)
-    if not found:
-        say("there is no connection")
-    elif len(found) > limit:
-        say(f"only the first {limit} are shown; --limit shows more")
+    list_messages(
+        address,
+        timeout,
+        lambda client, page_size: client.connections.list(session, page_size=page_size),
+        _COLUMNS,
+        limit=limit,
+        as_json=as_json,
+        none="there is no connection",
+    )
 
 
 @app.command()
 def count(
-    limit: Annotated[int, typer.Option(min=1, max=_LARGEST_PAGE, help="At most so many sessions.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=_MOST_SESSIONS, help="At most so many sessions.")] = 100,
     as_json: AsJson = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 10.0,
@@ -78,15 +79,6 @@ def disconnect(
     """End a connection, also one whose client takes nothing. Its client is told, and may come back."""
     ask_bridge(address, timeout, lambda client: client.connections.disconnect(connection_id))
     say(f"disconnected {connection_id}")
-
-
-async def _listed(client: Client, session: str, limit: int) -> list[pb.Connection]:
-    found: list[pb.Connection] = []
-    async for connection in client.connections.list(session, page_size=min(limit, _LARGEST_PAGE)):
-        found.append(connection)
-        if len(found) == limit:
-            break
-    return found
 
 
 # Values that a newer bridge has added are not in these.

@@ -4,15 +4,13 @@ from typing import Annotated
 
 import typer
 
-from llmbridge.cli.errors import ExitCode, fail, say
-from llmbridge.cli.messages import moment, show_messages
+from llmbridge.cli.errors import ExitCode, fail, quiet_when_unread, say
+from llmbridge.cli.messages import list_messages, moment
 from llmbridge.cli.options import DEFAULT_ADDRESS, Address, AsJson, Response, Timeout, ask_bridge, check_text
 from llmbridge.cli.printing import visible
 from llmbridge.cli.tables import Column, print_lines
-from llmbridge.client import Client, StreamName
+from llmbridge.client import StreamName
 from llmbridge.v1 import group_service_pb2 as pb
-
-_LARGEST_PAGE = 1_000
 
 app = typer.Typer(
     name="dead-letters",
@@ -55,13 +53,15 @@ def list_(
     if bool(session) is not bool(model) or (response and not session):
         raise fail("give both SESSION and MODEL, or neither", ExitCode.USAGE)
     stream = StreamName(session, model, response) if session else None
-    # One more than is shown, to know whether there is more.
-    found = ask_bridge(address, timeout, lambda client: _listed(client, stream, limit + 1))
-    show_messages(found[:limit], _COLUMNS, as_json=as_json)
-    if not found:
-        say("there is no dead letter")
-    elif len(found) > limit:
-        say(f"only the first {limit} are shown; --limit shows more")
+    list_messages(
+        address,
+        timeout,
+        lambda client, page_size: client.groups.dead_letters(stream, page_size=page_size),
+        _COLUMNS,
+        limit=limit,
+        as_json=as_json,
+        none="there is no dead letter",
+    )
 
 
 @app.command()
@@ -72,7 +72,8 @@ def redrive(ids: Ids, address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.
     """
     results = ask_bridge(address, timeout, lambda client: client.groups.redrive(ids))
     gone = [letter for letter, done in zip(ids, results, strict=True) if not done]
-    print_lines(gone)
+    with quiet_when_unread():
+        print_lines(gone)
     say(f"redriven: {len(ids) - len(gone)} of {len(ids)}")
     if gone:
         raise typer.Exit(ExitCode.NOT_FOUND)
@@ -83,15 +84,6 @@ def delete(ids: Ids, address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0
     """Delete dead letters."""
     deleted = ask_bridge(address, timeout, lambda client: client.groups.delete_dead_letters(ids))
     say(f"deleted: {deleted} of {len(ids)}")
-
-
-async def _listed(client: Client, stream: StreamName | None, count: int) -> list[pb.DeadLetter]:
-    found: list[pb.DeadLetter] = []
-    async for letter in client.groups.dead_letters(stream, page_size=min(count, _LARGEST_PAGE)):
-        found.append(letter)
-        if len(found) == count:
-            break
-    return found
 
 
 def _reason(letter: pb.DeadLetter) -> str:

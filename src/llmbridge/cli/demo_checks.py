@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 from llmbridge.v1 import token_pb2
 
-__all__ = ["Check", "Cut", "Figures", "Reading", "Receipt", "Said", "check_reading", "figures"]
+__all__ = ["Check", "Cut", "Figures", "Outcome", "Reading", "Receipt", "Said", "figures"]
 
 _QUOTED_CHARACTERS = 24
 
@@ -110,11 +110,26 @@ def figures(said: Said, reading: Reading) -> Figures:
     )
 
 
-def check_reading(said: Said, reading: Reading, *, expect_cut: bool) -> tuple[Check, ...]:
-    """Compares what a reader received with what the model said.
+class Outcome:
+    """The verdict on an answer that two readers received, one of which was to be cut off."""
 
-    With `expect_cut` the reader's connection must have been cut before the end and replaced by another.
-    """
+    def __init__(self, said: Said, steady: Reading, cut: Reading) -> None:
+        self.tokens = len(said.sent_at)
+        """How many the answer has."""
+        self.was_cut = Check("cut in the middle, resumed on a new connection", _cut_problem(said, cut))
+        """Else the answer was too short or came too fast for that: what was received may be right all the same."""
+        self.results = [(reading.name, figures(said, reading), _check(said, reading)) for reading in (steady, cut)]
+        """Of each reader: the figures, and all that has to hold."""
+        if self.was_cut.passed:
+            self.results[1][2].append(self.was_cut)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether both received what the model said."""
+        return all(check.passed for _, _, checks in self.results for check in checks)
+
+
+def _check(said: Said, reading: Reading) -> list[Check]:
     tokens = [receipt.token for receipt in reading.receipts]
     checks = [
         Check("the text is what the model sent", _difference(said.text, "".join(t.text for t in tokens))),
@@ -123,9 +138,7 @@ def check_reading(said: Said, reading: Reading, *, expect_cut: bool) -> tuple[Ch
     ]
     if said.reasoning:
         checks.append(Check("so is the reasoning", _difference(said.reasoning, "".join(t.reasoning for t in tokens))))
-    if expect_cut:
-        checks.append(Check("cut in the middle, resumed on a new connection", _cut_problem(said, reading)))
-    return tuple(checks)
+    return checks
 
 
 def _cut(said: Said, reading: Reading) -> Cut | None:

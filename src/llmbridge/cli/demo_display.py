@@ -185,8 +185,13 @@ class LiveDisplay:
         )
 
 
-def show_result(console: Console, results: Sequence[tuple[str, Figures, Sequence[Check]]]) -> None:
-    """Prints each reader's figures, every check with what is wrong if anything is, and PASS or FAIL."""
+def show_result(
+    console: Console, results: Sequence[tuple[str, Figures, Sequence[Check]]], *, not_shown: str = ""
+) -> None:
+    """Prints each reader's figures, every check with what is wrong if anything is, and PASS or FAIL.
+
+    `not_shown` says what there was no occasion for; it makes no difference to the verdict.
+    """
     table = Table(box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("")
     for reader, _, _ in results:
@@ -205,6 +210,8 @@ def show_result(console: Console, results: Sequence[tuple[str, Figures, Sequence
             mark, style = ("✓", "green") if check.passed else ("✗", "bold red")
             problem = "" if check.passed else f": {check.problem}"
             console.print(Text(f"{mark} {reader}: {check.what}{problem}", style=style), soft_wrap=True)
+    if not_shown:
+        console.print(Text(f"– {not_shown}", style="yellow"), soft_wrap=True)
     passed = all(check.passed for _, _, checks in results for check in checks)
     console.print(Text("PASS" if passed else "FAIL", style="bold green" if passed else "bold red"))
 

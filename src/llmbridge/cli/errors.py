@@ -16,8 +16,6 @@ The one place that turns the client's errors into either. Exit codes of all comm
     130  ended by Ctrl-C; 143 by SIGTERM; 141 because nobody reads standard output any more
 """
 
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
@@ -26,6 +24,7 @@ import grpc
 import typer
 
 from llmbridge.cli.openai_source import ModelEndpointError
+from llmbridge.cli.standard_streams import forget_output
 from llmbridge.client import (
     ClientError,
     ConnectionNotFound,
@@ -119,8 +118,8 @@ def quiet_when_unread() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # What is still buffered must not raise again when the interpreter flushes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Else what is still buffered raises again when the interpreter flushes it.
+        forget_output()
         raise typer.Exit(ExitCode.NOBODY_READS) from None
 
 

@@ -8,6 +8,7 @@ import typer
 
 from llmbridge.cli.options import DEFAULT_ADDRESS, check_address
 from llmbridge.cli.serve import EXIT_BAD_SETTING, EXIT_CANNOT_START, fail, http_url, loop_factory
+from llmbridge.cli.standard_streams import announce
 from llmbridge.server.http import HttpCannotStart, run_gateway
 from llmbridge.settings import Settings, SettingsError
 
@@ -41,11 +42,11 @@ def gateway(
         raise fail(str(error), EXIT_BAD_SETTING) from None
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def announce(port: int) -> None:
-        print(f"llmbridge serves HTTP at {http_url(settings.http_host, port)}", flush=True)
+    def announce_http(port: int) -> None:
+        announce(f"llmbridge serves HTTP at {http_url(settings.http_host, port)}")
 
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(run_gateway(settings, target, announce))
+            runner.run(run_gateway(settings, target, announce_http))
     except HttpCannotStart as error:
         raise fail(str(error), EXIT_CANNOT_START) from None

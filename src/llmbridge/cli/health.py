@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llmbridge.cli.errors import ExitCode
+from llmbridge.cli.errors import ExitCode, quiet_when_unread
 from llmbridge.cli.options import DEFAULT_ADDRESS, Address, Timeout, ask_bridge, check_text
 
 
@@ -21,5 +21,6 @@ def health(
     codes: 0 serving, 1 not serving, 4 no answer, 5 no such service.
     """
     serving = ask_bridge(address, timeout, lambda client: client.is_serving(service))
-    typer.echo("SERVING" if serving else "NOT_SERVING")
+    with quiet_when_unread():
+        typer.echo("SERVING" if serving else "NOT_SERVING")
     raise typer.Exit(ExitCode.DONE if serving else ExitCode.FAILED)

@@ -150,6 +150,11 @@ def _explaining(endpoint: Endpoint) -> Iterator[None]:
         raise ModelEndpointError(f"the connection to {endpoint.base_url} failed: {why}") from error
     except APIStatusError as error:
         raise ModelEndpointError(f"{endpoint.base_url} answered {error.status_code}: {_one_line(error)}") from error
+    except UnicodeEncodeError:
+        # Which of them it is, and what is in it, is not for readers: it may be the key.
+        raise ModelEndpointError(
+            "the key, the address, the model's name or the prompt has what can't be sent"
+        ) from None
     except OpenAIError as error:
         raise ModelEndpointError(f"{endpoint.base_url} failed: {_one_line(error)}") from error
 

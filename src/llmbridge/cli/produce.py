@@ -35,6 +35,7 @@ from llmbridge.cli.standard_input import arriving_text
 from llmbridge.client import (
     Client,
     Completion,
+    Disconnected,
     FinishReason,
     HistoryLost,
     LimitExceeded,
@@ -224,7 +225,7 @@ async def _ended_elsewhere(client: Client, stream: StreamName) -> Completion:
             except HistoryLost:
                 # The writer stores again what was lost or deleted; or it can't, and tells.
                 continue
-            except (Unavailable, LimitExceeded):
+            except (Unavailable, LimitExceeded, Disconnected):
                 # Then the writer has to do, which also tells what stands in its way.
                 never: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
                 return await never

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmbridge.cli.standard_streams import announce
 from llmbridge.settings import Settings, SettingsError
 
 EXIT_BAD_SETTING = 2
@@ -41,30 +42,30 @@ def serve(
         raise fail(str(error), EXIT_BAD_SETTING) from None
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def announce(port: int) -> None:
-        print(f"llmbridge is listening on {settings.host}:{port}", flush=True)
+    def announce_grpc(port: int) -> None:
+        announce(f"llmbridge is listening on {settings.host}:{port}")
 
     def announce_http(port: int) -> None:
-        print(f"llmbridge serves HTTP at {http_url(settings.http_host, port)}", flush=True)
+        announce(f"llmbridge serves HTTP at {http_url(settings.http_host, port)}")
 
-    (_by_workers if settings.workers > 1 else _alone)(settings, announce, announce_http)
+    (_by_workers if settings.workers > 1 else _alone)(settings, announce_grpc, announce_http)
 
 
-def _alone(settings: Settings, announce: _Announce, announce_http: _Announce) -> None:
+def _alone(settings: Settings, announce_grpc: _Announce, announce_http: _Announce) -> None:
     from llmbridge.server.run import run
     from llmbridge.server.worker import CANNOT_START
 
-    _run(run(settings, announce, announce_http), CANNOT_START)
+    _run(run(settings, announce_grpc, announce_http), CANNOT_START)
 
 
-def _by_workers(settings: Settings, announce: _Announce, announce_http: _Announce) -> None:
+def _by_workers(settings: Settings, announce_grpc: _Announce, announce_http: _Announce) -> None:
     # Not together with the above, which loads all that workers need and a supervisor does not.
     from llmbridge.server.redis_binary import EmbeddedRedisError
     from llmbridge.server.starting import CannotStart
     from llmbridge.server.supervisor import supervise
 
     command = [sys.executable, "-m", "llmbridge.cli.worker"]
-    _run(supervise(settings, command, announce, announce_http), (CannotStart, EmbeddedRedisError))
+    _run(supervise(settings, command, announce_grpc, announce_http), (CannotStart, EmbeddedRedisError))
 
 
 def _run(serving: Coroutine[Any, Any, None], cannot_start: tuple[type[Exception], ...]) -> None:

@@ -1,11 +1,12 @@
 """`llmbridge streams …`: list, inspect, create, trim, delete and cancel streams."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import typer
 
 from llmbridge.cli.errors import ExitCode, fail, say
-from llmbridge.cli.messages import duration, moment, show_messages, word_of
+from llmbridge.cli.messages import duration, list_messages, moment, show_messages, word_of
 from llmbridge.cli.options import (
     DEFAULT_ADDRESS,
     Address,
@@ -25,8 +26,6 @@ from llmbridge.model.records import MAX_SEQUENCE
 from llmbridge.v1.bridge_service_pb2 import CancelResponse
 from llmbridge.v1.stream_admin_service_pb2 import TrimStreamResponse
 from llmbridge.v1.stream_pb2 import STREAM_STATE_SEALED, StreamInfo, StreamRef
-
-_LARGEST_PAGE = 1_000
 
 app = typer.Typer(
     name="streams",
@@ -59,13 +58,15 @@ def list_(
     """
     if (session is None) is not all_open:
         raise fail("give either --session or --open", ExitCode.USAGE)
-    # One more than is shown, to know whether there is more.
-    found = ask_bridge(address, timeout, lambda client: _listed(client, session, limit + 1))
-    show_messages(found[:limit], _STREAM_COLUMNS, as_json=as_json)
-    if not found:
-        say("there is no such stream")
-    elif len(found) > limit:
-        say(f"only the first {limit} are shown; --limit shows more")
+
+    def listed(client: Client, page_size: int) -> AsyncIterator[StreamInfo]:
+        if session is None:
+            return client.streams.open(page_size=page_size)
+        return client.streams.of_session(session, page_size=page_size)
+
+    list_messages(
+        address, timeout, listed, _STREAM_COLUMNS, limit=limit, as_json=as_json, none="there is no such stream"
+    )
 
 
 @app.command()
@@ -173,20 +174,6 @@ def cancel(
     show_messages([answer], _CANCEL_COLUMNS, as_json=as_json, single=True)
     if not answer.sealed_now:
         say(f"{path_of(stream)} had its end already")
-
-
-async def _listed(client: Client, session: str | None, count: int) -> list[StreamInfo]:
-    size = min(count, _LARGEST_PAGE)
-    if session is None:
-        pages = client.streams.open(page_size=size)
-    else:
-        pages = client.streams.of_session(session, page_size=size)
-    found: list[StreamInfo] = []
-    async for info in pages:
-        found.append(info)
-        if len(found) == count:
-            break
-    return found
 
 
 def _state(info: StreamInfo) -> str:

@@ -36,10 +36,13 @@ class Backoff:
         self._delay = policy.first_delay
 
     def next_delay(self, minimum: float = 0.0) -> float:
-        """Say how long to wait now: at least `minimum` (what the bridge asked for), plus jitter. In seconds."""
+        """Say how long to wait now: at least `minimum` (what the bridge asked for), plus jitter. In seconds.
+
+        The bridge asks the same of all its clients: the jitter is up to half of the longer of the two.
+        """
         delay = self._delay
         self._delay = min(delay * self._policy.multiplier, self._policy.longest_delay)
-        return max(minimum, delay / 2) + self._uniform(0.0, delay / 2)
+        return max(minimum, delay / 2) + self._uniform(0.0, max(minimum, delay) / 2)
 
     def reset(self) -> None:
         """Begin anew: the last attempt succeeded."""

@@ -31,17 +31,11 @@ _Call: TypeAlias = "grpc.aio.UnaryStreamCall[WatchStreamsRequest, WatchStreamsRe
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
-    """A delivery of an event: a stream was created, or completed. `info` is the contract's message.
+class EventFacts:
+    """What an event says: a stream was created, or completed. `info` is the contract's message."""
 
-    Settle it, by one of its methods, within the group's deadline; all of them tell whether it was still pending, and
-    raise GroupNotFound, or Unavailable when the retry policy gave up.
-    """
-
+    __slots__ = ()
     info: LifecycleEvent
-    _group: GroupName
-    _groups: GroupAdmin
 
     @property
     def stream(self) -> StreamName:
@@ -72,6 +66,19 @@ class StreamEvent:
     def finish_reason(self) -> FinishReason | None:
         """Why the stream ended."""
         return FinishReason.of(self.info.completion) if self.info.HasField("completion") else None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent(EventFacts):
+    """A delivery of an event.
+
+    Settle it, by one of its methods, within the group's deadline; all of them tell whether it was still pending, and
+    raise GroupNotFound, or Unavailable when the retry policy gave up.
+    """
+
+    info: LifecycleEvent
+    _group: GroupName
+    _groups: GroupAdmin
 
     async def acknowledge(self) -> bool:
         """Say that it is done: it will not be delivered to this group again."""

@@ -3,14 +3,13 @@
 Knows nothing of what the gateway serves.
 """
 
-import asyncio
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from llmbridge.gateway.instance import Instance
 from llmbridge.server.run_directory import socket_directory
+from llmbridge.server.signals import stopped_by_signals
 from llmbridge.settings import Settings
 
 __all__ = ["DEFAULT_HTTP_PORT", "HttpCannotStart", "http_gateway", "private_socket", "run_gateway"]
@@ -86,15 +85,9 @@ async def run_gateway(settings: Settings, target: str, announce: Callable[[int],
 
     Raises HttpCannotStart; ValueError for a target that is none.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
+    with stopped_by_signals() as (stop, started):
         async with http_gateway(settings, target, settings.drain_timeout_ms) as port:
+            started()
             announce(port)
             await stop.wait()
             logger.info("draining")
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

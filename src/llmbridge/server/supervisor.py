@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from llmbridge.server.assignment import SOCKET_NAME, Assignment, Place
 from llmbridge.server.ports import reserved
 from llmbridge.server.run_directory import socket_directory
+from llmbridge.server.signals import stopped_by_signals
 from llmbridge.server.starting import CannotStart
 from llmbridge.server.which_redis import which_redis
 from llmbridge.server.workers import Worker
@@ -37,8 +38,7 @@ async def supervise(
     `announce_http` that of HTTP as soon as all of them serve. SIGHUP starts them anew, one after the other, unless it
     tells that the terminal is gone. Raises CannotStart or EmbeddedRedisError.
     """
-    stop, hang_up = asyncio.Event(), asyncio.Event()
-    with _signals(stop, hang_up), ExitStack() as shared:
+    with stopped_by_signals() as (stop, started), _hang_ups() as hang_up, ExitStack() as shared:
         port = _reserve(shared, "LLMBRIDGE_HOST, LLMBRIDGE_PORT", settings.host, settings.port)
         http_port = settings.http_port
         if http_port is not None:
@@ -51,6 +51,7 @@ async def supervise(
                 announce_http(http_port)
 
         async with which_redis(settings, stop) as redis_url:
+            started()
             told = settings.model_copy(update={"port": port, "http_port": http_port, "workers": 1})
             if settings.redis_location is None:
                 told = told.model_copy(update={"redis_url": SecretStr(redis_url)})
@@ -112,17 +113,17 @@ def _reserve(shared: ExitStack, named: str, host: str, port: int) -> int:
 
 
 @contextmanager
-def _signals(stop: asyncio.Event, hang_up: asyncio.Event) -> Iterator[None]:
-    handled = {signal.SIGTERM: stop, signal.SIGINT: stop}
+def _hang_ups() -> Iterator[asyncio.Event]:
+    """Give an event that SIGHUP sets."""
+    hang_up = asyncio.Event()
     # In a terminal it comes when that is closed, and ends the process; nohup has it ignored.
     in_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if not in_terminal and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        handled[signal.SIGHUP] = hang_up
+    if in_terminal or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        yield hang_up
+        return
     loop = asyncio.get_running_loop()
-    for number, event in handled.items():
-        loop.add_signal_handler(number, event.set)
+    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
     try:
-        yield
+        yield hang_up
     finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+        loop.remove_signal_handler(signal.SIGHUP)

@@ -165,10 +165,8 @@ class Records(AsyncIterator[Token | Completion]):
             for token in self._translator.rest():
                 self._add(token)
             self._ready.append(self._translator.completion())
-        elif _is_of_sdk(self._stream):
-            self._ready.append(error_completion("the model's stream ended without saying anything", None))
         else:
-            self._ready.append(PlainTranslator().completion())
+            self._ready.append(nothing_said(self._stream))
 
     async def _close(self) -> None:
         try:
@@ -227,6 +225,13 @@ def records_of(source: Source) -> Records:
     An iterator that ends without any event is a response without text, but an SDK's stream that does so is an error.
     """
     return source if isinstance(source, Records) else Records(source, None)
+
+
+def nothing_said(stream: object) -> Completion:
+    """The end of a stream that ended without any event; see `records_of`."""
+    if _is_of_sdk(stream):
+        return error_completion("the model's stream ended without saying anything", None)
+    return PlainTranslator().completion()
 
 
 def _translator_for(event: object) -> Translator | None:

@@ -1,70 +1,38 @@
-"""Creates, inspects, trims, lists and deletes streams, for programs without an event loop."""
+"""Streams, groups and connections as a whole, for programs without an event loop: as in `llmbridge.client`."""
 
-from collections.abc import AsyncIterator, Iterator
-
-from llmbridge.client import admin as asyncio_admin
-from llmbridge.client.sync.loop_thread import LoopThread
-from llmbridge.client.sync.reader import next_of
-from llmbridge.model.names import StreamName
-from llmbridge.v1.stream_admin_service_pb2 import TrimStreamResponse
-from llmbridge.v1.stream_pb2 import StreamInfo
+from llmbridge.client import admin, connection_admin, groups
+from llmbridge.client.sync.face import Face, blocking, blocking_each
 
 
-class StreamAdmin:
-    """What can be done with streams as a whole; each method as that of llmbridge.client.StreamAdmin."""
+class StreamAdmin(Face[admin.StreamAdmin]):
+    """What can be done with streams as a whole."""
 
-    def __init__(self, thread: LoopThread, admin: asyncio_admin.StreamAdmin) -> None:
-        self._thread = thread
-        self._admin = admin
+    create = blocking(admin.StreamAdmin.create)
+    get = blocking(admin.StreamAdmin.get)
+    of_session = blocking_each(admin.StreamAdmin.of_session)
+    open = blocking_each(admin.StreamAdmin.open)
+    trim = blocking(admin.StreamAdmin.trim)
+    delete = blocking(admin.StreamAdmin.delete)
 
-    def create(
-        self,
-        stream: StreamName | str,
-        model_id: str = "",
-        response_id: str = "",
-        *,
-        retention_ms: int = 0,
-        max_length: int = 0,
-    ) -> StreamName:
-        """Create an empty stream and return its name. Raises StreamExists."""
-        return self._thread.run(
-            self._admin.create(stream, model_id, response_id, retention_ms=retention_ms, max_length=max_length)
-        )
 
-    def get(self, stream: StreamName | str, model_id: str = "", response_id: str = "") -> StreamInfo:
-        """Tell a stream's state. Raises StreamNotFound."""
-        return self._thread.run(self._admin.get(stream, model_id, response_id))
+class GroupAdmin(Face[groups.GroupAdmin]):
+    """What can be done with groups besides being a member."""
 
-    def of_session(self, session_id: str, *, page_size: int = 0) -> Iterator[StreamInfo]:
-        """List a session's streams, newest first."""
-        return self._each(self._admin.of_session(session_id, page_size=page_size))
+    acknowledge = blocking(groups.GroupAdmin.acknowledge)
+    extend = blocking(groups.GroupAdmin.extend)
+    reject = blocking(groups.GroupAdmin.reject)
+    get = blocking(groups.GroupAdmin.get)
+    of_log = blocking(groups.GroupAdmin.of_log)
+    consumers = blocking(groups.GroupAdmin.consumers)
+    delete = blocking(groups.GroupAdmin.delete)
+    dead_letters = blocking_each(groups.GroupAdmin.dead_letters)
+    redrive = blocking(groups.GroupAdmin.redrive)
+    delete_dead_letters = blocking(groups.GroupAdmin.delete_dead_letters)
 
-    def open(self, *, page_size: int = 0) -> Iterator[StreamInfo]:
-        """List all open streams, in no particular order."""
-        return self._each(self._admin.open(page_size=page_size))
 
-    def trim(
-        self,
-        stream: StreamName | str,
-        model_id: str = "",
-        response_id: str = "",
-        *,
-        keep_tokens: int | None = None,
-        through_cursor: str | None = None,
-    ) -> TrimStreamResponse:
-        """Drop the oldest records. Raises StreamNotFound, HistoryLost."""
-        return self._thread.run(
-            self._admin.trim(stream, model_id, response_id, keep_tokens=keep_tokens, through_cursor=through_cursor)
-        )
+class ConnectionAdmin(Face[connection_admin.ConnectionAdmin]):
+    """The readers, members and watchers attached to the bridge that answers, at all its workers."""
 
-    def delete(self, stream: StreamName | str, model_id: str = "", response_id: str = "") -> None:
-        """Delete a stream at once. Raises StreamNotFound."""
-        self._thread.run(self._admin.delete(stream, model_id, response_id))
-
-    def _each(self, pages: AsyncIterator[StreamInfo]) -> Iterator[StreamInfo]:
-        while True:
-            try:
-                info = next_of(self._thread, pages)
-            except StopIteration:
-                return
-            yield info
+    list = blocking_each(connection_admin.ConnectionAdmin.list)
+    count = blocking(connection_admin.ConnectionAdmin.count)
+    disconnect = blocking(connection_admin.ConnectionAdmin.disconnect)
