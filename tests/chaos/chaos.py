@@ -7,15 +7,21 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from tests.chaos.load import Load, Shape, clients_of
+from tests.chaos.load import Load, Shape
 from tests.chaos.topology import DidNotBite, Fault, Topology
 from tests.chaos.verdict import Findings
+from tests.chaos.ways import clients_of
+
+if TYPE_CHECKING:
+    from tests.chaos.browsers import Browsers
 
 _SAMPLE_SECONDS = 5.0
-_FLOW_SECONDS = 30.0
+_FLOW_SECONDS = 60.0
 _MIB = 1024 * 1024
 
 
@@ -30,6 +36,8 @@ class Report:
     harmless: list[str] = field(default_factory=list)
     """Faults that could not be seen to bite, which may be where two meet; each with the reason."""
     missing: Mapping[str, str] = field(default_factory=dict)
+    comebacks: int = 0
+    """How often readers in browsers came back after what they had not asked for."""
     seconds: float = 0.0
     memory: list[tuple[float, dict[str, int]]] = field(default_factory=list)
     """Seconds since the beginning, and resident bytes by kind of process."""
@@ -58,6 +66,7 @@ class Report:
             ("writers and readers that hang", f"{found.hung:,}"),
             ("errors where none may be", f"{found.unexpected_errors:,}"),
             ("readers; writers told of lost history", f"{found.history_errors:,}; {found.writers_told:,}"),
+            ("times that browsers came back after a cut", f"{self.comebacks:,}"),
             ("longest stall", f"{found.longest_stall:.1f} s"),
             *((f"memory of {kind}", text) for kind, text in self._memory().items()),
         ]
@@ -164,8 +173,9 @@ async def chaos(
         began = time.monotonic()
         injector = Injector(report, topology.faults())
         enough = asyncio.Event()
-        async with clients_of(topology.addresses) as clients:
-            load = Load(clients, shape, random.Random(seed), lambda: topology.losses)
+        dice = random.Random(seed)
+        async with clients_of(topology.addresses) as clients, _browsers(topology.http_urls, dice) as browsers:
+            load = Load(clients, browsers.pages if browsers else {}, shape, dice, lambda: topology.losses)
             report.findings = load.findings
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(_watch(topology, report, began, tell))
@@ -178,12 +188,26 @@ async def chaos(
                     enough.set()
                 await loading
                 watching.cancel()
+            if browsers:
+                report.comebacks = browsers.comebacks
         for problem in topology.problems():
             report.note(problem)
         report.seconds = time.monotonic() - began
     finally:
         await topology.stop()
     return report
+
+
+@asynccontextmanager
+async def _browsers(urls: Sequence[str], dice: random.Random) -> "AsyncIterator[Browsers | None]":
+    if not urls:
+        yield None
+        return
+    # What they need may not be installed.
+    from tests.chaos.browsers import browsers_of
+
+    async with browsers_of(urls, dice) as browsers:
+        yield browsers
 
 
 async def _watch(topology: Topology, report: Report, began: float, tell: Callable[[Report], None] | None) -> None:

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from llmbridge.log.cluster import slot_of
 from llmbridge.log.keys import Keys
-from tests.chaos.bridges import freeze
+from tests.chaos.instances import freeze
 from tests.chaos.redis_faults import RedisFaults
 from tests.chaos.replicated import Replicated, eventually
 from tests.chaos.topology import DidNotBite, Fault

@@ -23,7 +23,7 @@ class ReaderLedger:
     began: float = 0.0
     received: list[int] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Texts that are not of this stream, or that came under another number than they carry."""
+    """What is not of this stream, came under another number than it carries, or behind the end."""
     finish: str = ""
     """The completion's finish reason; empty while there was none."""
     finish_number: int = 0
@@ -66,7 +66,15 @@ class StreamLedger:
         if found is None or found[1] != self.name or int(found[2]) != sequence:
             reader.foreign.append(f"{text} as {sequence}")
             return
+        if reader.finish:
+            reader.foreign.append(f"{sequence} behind the end")
         reader.received.append(sequence)
         if sequence <= len(self.sent_at):
             since = max(self.sent_at[sequence - 1], reader.began)
             reader.longest_wait = max(reader.longest_wait, time.monotonic() - since)
+
+    def receive_end(self, reader: ReaderLedger, finish: str, sequence: int) -> None:
+        """Note a completion with this finish reason that came under this sequence."""
+        if reader.finish:
+            reader.foreign.append(f"{finish} behind {reader.finish}")
+        reader.finish, reader.finish_number = finish, sequence

@@ -1,20 +1,21 @@
 """Hundreds of streams through the real client: paced writers, and readers that come early, late, again and elsewhere.
 
-Uses the client's public face only. Notes everything in ledgers and has each stream judged as soon as it is over, so
-that a long run needs no more memory than a short one.
+Some read as pages in browsers do. Notes everything in ledgers and has each stream judged as soon as it is over, so that
+a long run needs no more memory than a short one.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llmbridge.client import Client, ClientError, FinishReason, StreamNotFound, Unavailable
+from llmbridge.client import Client, ClientError, FinishReason, StreamNotFound, Unavailable, Writer
 from tests.chaos.ledger import ReaderLedger, StreamLedger
 from tests.chaos.verdict import Findings, judge
+from tests.chaos.ways import ByClient, ReadingFailed, Way, name_of
 
 _LOOK_AGAIN_SECONDS = 0.5
 
@@ -38,13 +39,25 @@ class Shape:
 
 
 class Load:
-    """Writes and reads until it is told that it is enough. `clients` are used at random, the first for all writers."""
+    """Writes and reads until it is told that it is enough.
 
-    def __init__(self, clients: Sequence[Client], shape: Shape, dice: random.Random, losses: Callable[[], int]) -> None:
+    `clients` are used at random, the first for all writers. Each stream has four readers that begin with one of them,
+    and one for each of the `pages`, by their names.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[ByClient],
+        pages: Mapping[str, Way],
+        shape: Shape,
+        dice: random.Random,
+        losses: Callable[[], int],
+    ) -> None:
         self.findings = Findings()
         self.flowing = asyncio.Event()
         """Set once every place has a stream of which something is acknowledged."""
-        self._clients = clients
+        self.clients = clients
+        self.pages = pages
         self._shape = shape
         self._dice = dice
         self._losses = losses
@@ -86,10 +99,13 @@ class Load:
 
     @property
     def writers_client(self) -> Client:
-        return self._clients[0]
+        return self.clients[0].client
 
-    def any_client(self) -> Client:
-        return self._dice.choice(self._clients)
+    def any_client(self) -> ByClient:
+        return self._dice.choice(self.clients)
+
+    def any_page(self) -> Way:
+        return self._dice.choice(list(self.pages.values()))
 
 
 class _StreamRun:
@@ -103,17 +119,13 @@ class _StreamRun:
         self._key = (f"session-{place}", "model", ledger.name)
 
     async def run(self) -> Findings:
-        ledger, dice = self._ledger, self._load.dice
-        early, elsewhere, late, again = (ReaderLedger(kind) for kind in ("early", "elsewhere", "late", "again"))
-        ledger.readers = [early, elsewhere, late, again]
-        clients = [self._load.writers_client, *(self._load.any_client() for _ in range(3))]
+        ledger = self._ledger
         writing = asyncio.create_task(self._write(), name=f"writer of {ledger.name}")
-        reading = {
-            asyncio.create_task(self._read(early, [clients[0]], 0.0)): early,
-            asyncio.create_task(self._read(elsewhere, [clients[1]], 0.0)): elsewhere,
-            asyncio.create_task(self._read(late, [clients[2]], dice.uniform(0.0, self._load.shape.latest))): late,
-            asyncio.create_task(self._read(again, [clients[3], self._load.any_client()], dice.uniform(0, 0.5))): again,
-        }
+        reading = {}
+        for name, (ways, delay) in self._readers().items():
+            reader = ReaderLedger(name)
+            ledger.readers.append(reader)
+            reading[asyncio.create_task(self._read(reader, ways, delay), name=f"{name} of {ledger.name}")] = reader
         tasks = [writing, *reading]
         try:
             await self._watch_over(writing, reading)
@@ -129,6 +141,22 @@ class _StreamRun:
                 reader.error = repr(defect)
         self._note_exposure()
         return judge(ledger)
+
+    def _readers(self) -> dict[str, tuple[Sequence[Way], float]]:
+        """Draw who reads: by which ways, one after the other, and after how many seconds."""
+        load, dice = self._load, self._load.dice
+        latest = load.shape.latest
+        readers: dict[str, tuple[Sequence[Way], float]] = {
+            "early": ([load.clients[0]], 0.0),
+            "elsewhere": ([load.any_client()], 0.0),
+            "late": ([load.any_client()], dice.uniform(0.0, latest)),
+            # A cursor of the API is good in a browser, too.
+            "again": ([load.any_client(), dice.choice([*load.clients, *load.pages.values()])], dice.uniform(0.0, 0.5)),
+        }
+        for name, page in load.pages.items():
+            ways = [page, load.any_page()] if dice.random() < 0.5 else [page]
+            readers[name] = (ways, dice.choice((0.0, dice.uniform(0.0, latest))))
+        return readers
 
     async def _watch_over(
         self, writing: "asyncio.Task[None]", reading: "dict[asyncio.Task[None], ReaderLedger]"
@@ -159,10 +187,10 @@ class _StreamRun:
         waiting = {task for task, reader in reading.items() if reader.began and not reader.received}
         try:
             if waiting:
-                await self._load.any_client().streams.get(*self._key)
+                await self._load.any_client().client.streams.get(*self._key)
         except StreamNotFound as error:
             for task in waiting:
-                reading[task].error = _name(error)
+                reading[task].error = name_of(error)
             return waiting
         except Unavailable:
             pass
@@ -176,54 +204,47 @@ class _StreamRun:
             async with writer:
                 for _ in range(dice.randint(*shape.batches)):
                     await writer.write(*(ledger.send() for _ in range(dice.choice((1, 1, 1, 4)))))
-                    ledger.acknowledge(writer.last_sequence)
-                    if ledger.acknowledged:
-                        self._load.note_flow(self._place)
+                    self._acknowledge(writer)
                     await asyncio.sleep(shape.pace * dice.uniform(0.2, 1.8))
                 if finish is not FinishReason.STOP:
                     await writer.complete(finish)
             ledger.completed = finish.name
         except ClientError as error:
-            ledger.error = _name(error)
+            ledger.error = name_of(error)
         finally:
-            ledger.acknowledge(writer.last_sequence)
+            # On a slow machine a short stream is acknowledged only here.
+            self._acknowledge(writer)
 
-    async def _read(self, reader: ReaderLedger, clients: Sequence[Client], delay: float) -> None:
-        """Read to the end, by several clients one after the other: each but the last leaves after some messages."""
+    def _acknowledge(self, writer: Writer) -> None:
+        self._ledger.acknowledge(writer.last_sequence)
+        if self._ledger.acknowledged:
+            self._load.note_flow(self._place)
+
+    async def _read(self, reader: ReaderLedger, ways: Sequence[Way], delay: float) -> None:
+        """Read to the end, by several ways one after the other: each but the last is left after some messages."""
         await asyncio.sleep(delay)
-        reader.began = time.monotonic()
-        cursor = ""
+        place = ""
         try:
-            for client in clients[:-1]:
-                cursor = await self._read_some(client, reader, cursor, self._load.dice.randint(1, 10))
+            for way in ways[:-1]:
+                place = await self._read_some(way, reader, place, self._load.dice.randint(1, 10))
                 if reader.finish:
                     return
                 await asyncio.sleep(self._load.dice.uniform(0.0, 0.5))
-                reader.began = time.monotonic()
-            await self._read_some(clients[-1], reader, cursor, None)
-        except ClientError as error:
-            reader.error = _name(error)
+            await self._read_some(ways[-1], reader, place, None)
+        except ReadingFailed as error:
+            reader.error = str(error)
 
-    async def _read_some(self, client: Client, reader: ReaderLedger, cursor: str, most: int | None) -> str:
-        async with client.subscribe(*self._key, after_cursor=cursor) as subscription:
-            async for message in subscription:
-                for i, token in enumerate(message.tokens):
-                    self._ledger.receive(reader, token.text, message.first_sequence + i)
-                if message.finish_reason is not None:
-                    reader.finish, reader.finish_number = message.finish_reason.name, message.last_sequence
+    async def _read_some(self, way: Way, reader: ReaderLedger, place: str, most: int | None) -> str:
+        reader.began = time.monotonic()
+        async with aclosing(way.read(self._key, place)) as arriving:
+            async for arrived in arriving:
+                place = arrived.place
+                for sequence, text in arrived.tokens:
+                    self._ledger.receive(reader, text, sequence)
+                if arrived.finish:
+                    self._ledger.receive_end(reader, arrived.finish, arrived.finish_number)
                 if most is not None:
                     most -= 1
                     if most <= 0:
                         break
-            return subscription.cursor
-
-
-def _name(error: ClientError) -> str:
-    return f"{type(error).__name__} {error.reason}".rstrip()
-
-
-@asynccontextmanager
-async def clients_of(addresses: Sequence[str]) -> AsyncIterator[list[Client]]:
-    """A client for each address (or list of addresses), for the time of the context."""
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Client(address)) for address in addresses]
+        return place

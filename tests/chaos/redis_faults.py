@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from tests.chaos.bridges import freeze
 from tests.chaos.clock import MISSING, Clock, offset_of
+from tests.chaos.instances import freeze
 from tests.chaos.topology import DidNotBite, Fault
 from tests.support.redis_process import RedisProcess
 

@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 
 from redis.exceptions import RedisError
 
-from tests.chaos.bridges import Bridges, resident
+from tests.chaos.instances import resident
+from tests.chaos.service import Service, missing
 from tests.chaos.standalone import BRIDGES, SETTINGS
 from tests.chaos.topology import Fault
 from tests.support.redis_process import RedisProcess
@@ -48,7 +49,7 @@ class Replicated(ABC, Generic[Servers]):
         self._running = running
         self._stack = ExitStack()
         self._servers: Servers | None = None
-        self._bridges: Bridges | None = None
+        self._service: Service | None = None
 
     @property
     def servers(self) -> Servers:
@@ -56,13 +57,17 @@ class Replicated(ABC, Generic[Servers]):
         return self._servers
 
     @property
-    def bridges(self) -> Bridges:
-        assert self._bridges is not None, "not started"
-        return self._bridges
+    def service(self) -> Service:
+        assert self._service is not None, "not started"
+        return self._service
 
     @property
     def addresses(self) -> Sequence[str]:
-        return self.bridges.addresses
+        return self.service.addresses
+
+    @property
+    def http_urls(self) -> Sequence[str]:
+        return self.service.http_urls
 
     @property
     @abstractmethod
@@ -79,18 +84,18 @@ class Replicated(ABC, Generic[Servers]):
         """What can be done to the servers."""
 
     def faults(self) -> Sequence[Fault]:
-        return [*self.bridges.faults(), *self.server_faults()]
+        return [*self.service.faults(), *self.server_faults()]
 
     def missing(self) -> Mapping[str, str]:
-        return {}
+        return missing()
 
     def problems(self) -> Sequence[str]:
         ended = [f"{name} has ended by itself" for name, server in self.processes.items() if not server.alive]
-        return [*self.bridges.problems(), *ended]
+        return [*self.service.problems(), *ended]
 
     def memory(self) -> dict[str, int]:
         pids = [server.process.pid for server in self.processes.values() if server.process is not None]
-        return {"bridges": self.bridges.memory(), "redis": sum(map(resident, pids))}
+        return {**self.service.memory(), "redis": sum(map(resident, pids))}
 
     async def start(self) -> None:
         self._servers = await asyncio.to_thread(self._stack.enter_context, self._running())
@@ -100,12 +105,12 @@ class Replicated(ABC, Generic[Servers]):
             "REDIS_URL": self.url,
             "LLMBRIDGE_REPLICA_ACKS": str(self.replica_acks),
         }
-        self._bridges = Bridges([environment] * BRIDGES, self.directory)
-        await self._bridges.start()
+        self._service = Service([environment] * BRIDGES, self.directory)
+        await self._service.start()
 
     async def stop(self) -> None:
-        if self._bridges is not None:
-            await self._bridges.stop()
+        if self._service is not None:
+            await self._service.stop()
         if self._servers is not None:
             for name, server in self.processes.items():
                 if server.alive:

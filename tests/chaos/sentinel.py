@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.chaos.bridges import freeze
+from tests.chaos.instances import freeze
 from tests.chaos.redis_faults import RedisFaults
 from tests.chaos.replicated import Replicated, eventually
 from tests.chaos.topology import Fault
@@ -50,9 +50,9 @@ class Sentinel(Replicated[Watched]):
 
     def missing(self) -> Mapping[str, str]:
         if not self.replica_acks:
-            return {}
+            return super().missing()
         reason = "the old primary goes on for ten seconds, and shows readers what no replica acknowledges any more"
-        return {"failover on demand": reason}
+        return {**super().missing(), "failover on demand": reason}
 
     async def kill_primary(self, dice: random.Random, seconds: float) -> None:
         """SIGKILL; some time after a replica has taken over, it comes back as a replica."""

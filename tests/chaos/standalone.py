@@ -1,12 +1,14 @@
-"""One Redis with an append-only file, two bridges, and a proxy on every way between them and to them."""
+"""One Redis with an append-only file, two bridges with gateways, and a proxy on every way between them and to them."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.chaos.bridges import Bridges, link_faults, resident
 from tests.chaos.clock import Clock, compiler
+from tests.chaos.instances import resident
+from tests.chaos.links import link_faults
 from tests.chaos.redis_faults import RedisFaults
+from tests.chaos.service import Service, missing
 from tests.chaos.topology import Fault
 from tests.support.proxy import Proxy
 from tests.support.redis_process import RedisProcess, binaries
@@ -23,12 +25,16 @@ BRIDGES = 2
 
 
 class Standalone:
-    """The topology of most installations. `directory` gets the logs; `settings` are the bridges', over SETTINGS."""
+    """The topology of most installations. `directory` gets the logs; `settings` are the bridges', over SETTINGS.
+
+    Without `http` there are neither gateways nor readers in browsers.
+    """
 
     name = "standalone"
 
-    def __init__(self, directory: Path, **settings: str) -> None:
+    def __init__(self, directory: Path, *, http: bool = True, **settings: str) -> None:
         self.directory = directory
+        self._http = http
         found = binaries()
         binary = found.get("system") or found["wheel"]
         found_compiler = compiler()
@@ -38,7 +44,7 @@ class Standalone:
         self.redis = RedisFaults(RedisProcess(binary, {"appendfsync": "always"}), clock)
         self._redis_proxies = [Proxy(("127.0.0.1", self.redis.server.port)) for _ in range(BRIDGES)]
         self._settings = dict(SETTINGS) | settings
-        self._bridges: Bridges | None = None
+        self._service: Service | None = None
 
     async def start(self) -> None:
         self.redis.server.start()
@@ -47,12 +53,12 @@ class Standalone:
         environments = [
             self._settings | {"REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"} for proxy in self._redis_proxies
         ]
-        self._bridges = Bridges(environments, self.directory)
-        await self._bridges.start()
+        self._service = Service(environments, self.directory, http=self._http)
+        await self._service.start()
 
     async def stop(self) -> None:
-        if self._bridges is not None:
-            await self._bridges.stop()
+        if self._service is not None:
+            await self._service.stop()
         for proxy in self._redis_proxies:
             await proxy.stop()
         log = self.redis.server.directory / "redis.log"
@@ -61,13 +67,17 @@ class Standalone:
         self.redis.server.close()
 
     @property
-    def bridges(self) -> Bridges:
-        assert self._bridges is not None, "not started"
-        return self._bridges
+    def service(self) -> Service:
+        assert self._service is not None, "not started"
+        return self._service
 
     @property
     def addresses(self) -> Sequence[str]:
-        return self.bridges.addresses
+        return self.service.addresses
+
+    @property
+    def http_urls(self) -> Sequence[str]:
+        return self.service.http_urls
 
     @property
     def losses(self) -> int:
@@ -75,16 +85,16 @@ class Standalone:
 
     def faults(self) -> Sequence[Fault]:
         return [
-            *self.bridges.faults(),
+            *self.service.faults(),
             *self.redis.faults(),
             *link_faults("bridges and Redis", self._redis_proxies),
         ]
 
     def missing(self) -> Mapping[str, str]:
-        return self.redis.missing()
+        return {**self.redis.missing(), **missing()}
 
     def problems(self) -> Sequence[str]:
-        return self.bridges.problems()
+        return self.service.problems()
 
     def memory(self) -> dict[str, int]:
-        return {"bridges": self.bridges.memory(), "redis": resident(self.redis.pid)}
+        return {**self.service.memory(), "redis": resident(self.redis.pid)}

@@ -115,6 +115,16 @@ def test_tokens_are_checked_against_their_own_text() -> None:
     assert len(got.foreign) == 3
 
 
+def test_nothing_comes_behind_the_end() -> None:
+    ledger, got = StreamLedger("s"), ReaderLedger("r")
+    ledger.receive(got, ledger.send(), 1)
+    ledger.receive_end(got, "STOP", 2)
+    assert (got.finish, got.finish_number, got.foreign) == ("STOP", 2, [])
+    ledger.receive(got, token_text("s", 1), 1)
+    ledger.receive_end(got, "STOP", 2)
+    assert len(got.foreign) == 2
+
+
 def test_an_acknowledgement_never_falls_and_counts_no_completion() -> None:
     ledger = StreamLedger("s")
     ledger.send()

@@ -1,7 +1,7 @@
 """What a chaos run needs of the thing it hurts: start and stop it, its addresses, and the faults that it offers.
 
-A topology is processes and links between them: bridges, and whatever Redis is to them. The load, the judge and the run
-know no more of it than this.
+A topology is processes and links between them: bridges, gateways, and whatever Redis is to them. The load, the judge
+and the run know no more of it than this.
 """
 
 import random
@@ -28,7 +28,7 @@ class Fault:
 
 
 class Topology(Protocol):
-    """Bridges on some Redis, running between `start` and `stop`."""
+    """Bridges on some Redis, and gateways to them, running between `start` and `stop`."""
 
     name: str
 
@@ -41,6 +41,10 @@ class Topology(Protocol):
     @property
     def addresses(self) -> Sequence[str]:
         """Addresses for clients, one each: every one names all bridges, each beginning with another."""
+
+    @property
+    def http_urls(self) -> Sequence[str]:
+        """Where browsers find gateways; none where what HTTP needs is not installed."""
 
     @property
     def losses(self) -> int:
@@ -56,4 +60,4 @@ class Topology(Protocol):
         """What went wrong with it that no fault did, such as processes that ended by themselves."""
 
     def memory(self) -> dict[str, int]:
-        """Resident bytes of each kind of process, added up: `bridges`, `redis`."""
+        """Resident bytes of each kind of process, added up: `bridges`, `gateways`, `redis`."""
