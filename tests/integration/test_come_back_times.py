@@ -24,7 +24,8 @@ def apart(times_ms: list[int]) -> None:
 async def test_of_event_sources() -> None:
     async with running_gateway(NOWHERE) as gateway:
         pages = [await read_to_end(gateway.http, events_path()) for _ in range(READERS)]
-    apart([time_ms for page in pages for time_ms in page.retries])
+    # One that has to wait for the bridge is told a time at once, and another at the end.
+    apart([page.retries[-1] for page in pages])
 
 
 async def test_of_a_websockets_subscriptions() -> None:

@@ -152,7 +152,7 @@ class Watcher(Consumer):
             self._overdue |= dict.fromkeys(part for part in self._parts if part.pending)
             if self._outstanding.full:
                 # Somebody may have settled at another bridge, and the bell been lost.
-                await all_of([self._reach(part, self._recount(part), None) for part in self._joined()])
+                await all_of([self._reach(part, partial(self._recount, part), None) for part in self._joined()])
         await self._join_begun()
         # What is overdue comes first, or a flood of new events would keep it waiting.
         await self._take(self._overdue, self._recover)
@@ -171,19 +171,21 @@ class Watcher(Consumer):
             for part in some:
                 del parts[part]
             try:
-                taken = await all_of([self._reach(part, self._take_from(part, room, take), 0) for part in some])
+                taken = await all_of(
+                    [self._reach(part, partial(self._take_from, part, room, take), 0) for part in some]
+                )
             except BaseException:
                 parts |= dict.fromkeys(some)
                 raise
             parts |= dict.fromkeys(part for part, count in zip(some, taken, strict=True) if count)
 
-    async def _reach(self, part: _Part, work: Awaitable[_Result], otherwise: _Result) -> _Result:
+    async def _reach(self, part: _Part, work: Callable[[], Awaitable[_Result]], otherwise: _Result) -> _Result:
         """Do something in a partition. Where its server is away, the next look at all partitions does.
 
         The others go on, once it is known how the group was made.
         """
         try:
-            return await work
+            return await work()
         except (RedisUnavailable, AppendOutcomeUnknown) as error:
             if not self._agreed:
                 raise
@@ -244,14 +246,14 @@ class Watcher(Consumer):
         for part in absent:
             del self._news[part]
         try:
-            begun = await all_of([self._reach(part, self._feed.begun(part.place), False) for part in absent])
+            begun = await all_of([self._reach(part, partial(self._feed.begun, part.place), False) for part in absent])
             waiting = [part for part, has_begun in zip(absent, begun, strict=True) if has_begun]
             if waiting and not self._agreed:
                 known = await all_of([self._feed.group_settings(part.place) for part in waiting])
                 first = next((part for part, made in zip(waiting, known, strict=True) if made), waiting[0])
                 await self._join(first)
                 waiting.remove(first)
-            await all_of([self._reach(part, self._join(part), None) for part in waiting])
+            await all_of([self._reach(part, partial(self._join, part), None) for part in waiting])
         except BaseException:
             self._news |= dict.fromkeys(absent)
             raise
@@ -285,7 +287,7 @@ class Watcher(Consumer):
             self._outstanding.keep(part.place.log, pending)
 
     async def _undeliver_strays(self) -> None:
-        await all_of([self._reach(part, self._undeliver_strays_in(part), None) for part in self._joined()])
+        await all_of([self._reach(part, partial(self._undeliver_strays_in, part), None) for part in self._joined()])
 
     async def _undeliver_strays_in(self, part: _Part) -> None:
         if part.unsure:
