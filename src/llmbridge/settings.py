@@ -53,7 +53,7 @@ def _checked_upstream(url: str) -> str:
     except ValueError:
         is_one = None
     if url and not is_one:
-        raise ValueError("is not a URL of a model server, as http://127.0.0.1:8080/v1, without user and password in it")
+        raise ValueError("is not a URL of a model server, as http://127.0.0.1:8000/v1, without user and password in it")
     return url
 
 

@@ -90,7 +90,7 @@ def produce(
         typer.Option(callback=check_text, help="Ask an OpenAI-compatible endpoint this; its answer is piped."),
     ] = None,
     openai_base_url: Annotated[
-        str | None, typer.Option(help="The endpoint to ask, as http://127.0.0.1:8080/v1 (env OPENAI_BASE_URL).")
+        str | None, typer.Option(help="The endpoint to ask, as http://127.0.0.1:8000/v1 (env OPENAI_BASE_URL).")
     ] = None,
     openai_model: Annotated[
         str | None, typer.Option(help="The endpoint's name of the model (env OPENAI_MODEL, else MODEL).")

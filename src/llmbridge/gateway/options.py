@@ -19,7 +19,7 @@ class Options:
     http_max_connections: int = 10_000
     drain_timeout_ms: int = 10_000
     upstream_url: str = ""
-    """The OpenAI-compatible server that `POST /chat/start` asks, as http://127.0.0.1:8080/v1. Empty: there is none."""
+    """The OpenAI-compatible server that `POST /chat/start` asks, as http://127.0.0.1:8000/v1. Empty: there is none."""
     upstream_key: str = field(default="", repr=False)
     upstream_model: str = ""
     """The upstream's name of the model, where a request does not name one."""
