@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.cluster import Cluster, running_cluster
+from tests.support.proxy import Proxy, local, proxy_to
 from tests.support.redis_process import RedisProcess, binaries, usable_binary
 from tests.support.running_bridge import RunningBridge, keys_without_expiry, running_bridge
 from tests.support.running_gateway import RunningGateway, running_gateway
@@ -103,6 +104,13 @@ async def gateway(bridge: RunningBridge) -> AsyncIterator[RunningGateway]:
     """A running HTTP gateway to the bridge."""
     async with running_gateway(bridge.address) as running:
         yield running
+
+
+@pytest.fixture
+async def network(gateway: RunningGateway) -> AsyncIterator[Proxy]:
+    """A way to it that can be cut."""
+    async with proxy_to(local(gateway.port)) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from llmbridge.v1.stream_admin_service_pb2 import DeleteStreamRequest
 from tests.chaos.browsers import Browsers, browsers_of
 from tests.chaos.ways import Arrived, Key, ReadingFailed
 from tests.support.calls import PATIENCE_SECONDS, STOP, produce, ref
-from tests.support.proxy import Proxy, local, proxy_to
+from tests.support.proxy import Proxy
 from tests.support.running_bridge import RunningBridge
-from tests.support.running_gateway import RunningGateway
 
 KEY: Key = ("s", "m", "r")
 STREAM = ref("r")
@@ -23,14 +22,8 @@ pytestmark = pytest.mark.parametrize("page", ["EventSource", "WebSocket"])
 
 
 @pytest.fixture
-async def proxy(gateway: RunningGateway) -> AsyncIterator[Proxy]:
-    async with proxy_to(local(gateway.port)) as running:
-        yield running
-
-
-@pytest.fixture
-async def browsers(proxy: Proxy) -> AsyncIterator[Browsers]:
-    async with browsers_of([proxy.url], random.Random(), SILENCE) as known:
+async def browsers(network: Proxy) -> AsyncIterator[Browsers]:
+    async with browsers_of([network.url], random.Random(), SILENCE) as known:
         yield known
 
 
@@ -41,12 +34,12 @@ async def read(browsers: Browsers, page: str, place: str = "") -> list[Arrived]:
 
 @pytest.mark.parametrize("hurt", [Proxy.reset_all, Proxy.half_open])
 async def test_it_comes_back_to_where_it_was(
-    bridge: RunningBridge, proxy: Proxy, browsers: Browsers, page: str, hurt: Callable[[Proxy], None]
+    bridge: RunningBridge, network: Proxy, browsers: Browsers, page: str, hurt: Callable[[Proxy], None]
 ) -> None:
     await produce(bridge.bridge, STREAM, "a", first=1)
     async with asyncio.timeout(PATIENCE_SECONDS), aclosing(browsers.pages[page].read(KEY, "")) as arriving:
         assert (await anext(arriving)).tokens == [(1, "a")]
-        hurt(proxy)
+        hurt(network)
         await produce(bridge.bridge, STREAM, "b", first=2)
         await produce(bridge.bridge, STREAM, first=3, completion=STOP)
         rest = [arrived async for arrived in arriving]

@@ -44,12 +44,6 @@ def _browser() -> None:
 
 
 @pytest.fixture
-async def network(gateway: RunningGateway) -> AsyncIterator[Proxy]:
-    async with proxy_to(local(gateway.port)) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def tab(network: Proxy) -> AsyncIterator[Tab]:
     async with open_tab(network.url) as opened:
         yield opened

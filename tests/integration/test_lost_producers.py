@@ -214,6 +214,15 @@ def _one_a_partition(parts: LogParts) -> list[StreamName]:
     return [names[partition] for partition in range(PARTITIONS)]
 
 
+async def _lost_everywhere(parts: LogParts) -> list[StreamName]:
+    """Have a stream in each partition whose producer was not heard of for too long."""
+    names = _one_a_partition(parts)
+    for name in names:
+        await parts.store(name, request(1, "a"))
+        await _age(parts, name, LIMIT_MS)
+    return names
+
+
 async def test_a_sweep_that_is_cut_short_forgets_nothing(each_redis: RedisProcess, key_prefix: str) -> None:
     clock = Clock()
     async with log_parts(each_redis.url, key_prefix, partitions=PARTITIONS) as parts:
@@ -244,10 +253,7 @@ async def test_a_partition_that_is_away_keeps_no_other_from_being_swept(
     each_redis: RedisProcess, key_prefix: str
 ) -> None:
     async with log_parts(each_redis.url, key_prefix, partitions=PARTITIONS) as parts:
-        names = _one_a_partition(parts)
-        for name in names:
-            await parts.store(name, request(1, "a"))
-            await _age(parts, name, LIMIT_MS)
+        names = await _lost_everywhere(parts)
         await _sweep_twice(parts, _CutShort(parts.open_streams, cut_at=0))
         assert [await _sealed(parts, name) for name in names] == [False, True, True]
         await _sweep_twice(parts)
@@ -258,10 +264,7 @@ async def test_an_index_that_is_none_concerns_its_partition_alone(
     each_redis: RedisProcess, key_prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with log_parts(each_redis.url, key_prefix, partitions=PARTITIONS) as parts:
-        names = _one_a_partition(parts)
-        for name in names:
-            await parts.store(name, request(1, "a"))
-            await _age(parts, name, LIMIT_MS)
+        names = await _lost_everywhere(parts)
         await parts.client.set(parts.keys.open_index(0), "no index", px=60_000)
         await _sweep_twice(parts)
         assert [await _sealed(parts, name) for name in names] == [False, True, True]
